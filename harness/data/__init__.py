@@ -1,0 +1,1 @@
+"""Datasets: cards, readers, preparation, splits and audits."""

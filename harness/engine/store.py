@@ -1,0 +1,396 @@
+"""Content-addressed artifacts: committed whole or not at all, verified when read.
+
+    STORE/objects/ab/abcd…/   the files of one artifact and manifest.json (sizes, sha256, what made it)
+    STORE/scratch/KEY/        checkpoints of unfinished stages; survive a kill
+    STORE/tmp/RUN/…           artifacts being written; a dead run's are swept away
+    STORE/corrupt/            artifacts that failed their checksum, set aside
+    STORE/failures/KEY.json   the last failure of a stage, with the worker's own traceback
+    STORE/runs, leases        who is computing what (engine/lease.py)
+
+A commit writes to tmp on the same filesystem, syncs, and renames once. `RemoteStore` keeps the same layout
+behind any fsspec URL, works in a local cache, and uploads the manifest last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness.problems import Problem, UserError
+
+MANIFEST = "manifest.json"
+
+
+class CorruptArtifact(Exception):
+    """An artifact that is not what its manifest says. Carries the key and the first difference."""
+
+    def __init__(self, key: str, reason: str):
+        super().__init__(key, reason)
+        self.key, self.reason = key, reason
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What is kept beside an artifact's files.
+
+    files: name → (bytes, sha256). components: what the key was made of. code: reachable definition → digest.
+    seconds: wall time of the stage function. peak_mib: peak memory of the worker process. made: host, versions.
+    """
+
+    key: str
+    kind: str
+    title: str
+    components: Mapping[str, Any]
+    code: Mapping[str, str]
+    seconds: float
+    peak_mib: float
+    files: Mapping[str, tuple[int, str]] = field(default_factory=dict)
+    made: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Manifest:
+        raw = json.loads(text)
+        raw["files"] = {name: (int(size), str(digest)) for name, (size, digest) in raw["files"].items()}
+        return cls(**raw)
+
+
+class Store(ABC):
+    """Artifacts by key. `open_store` chooses the implementation from a path or URL."""
+
+    url: str
+
+    @abstractmethod
+    def keys(self) -> set[str]:
+        """Keys of all committed artifacts (not verified)."""
+
+    @abstractmethod
+    def manifest(self, key: str) -> Manifest | None:
+        """The manifest, None where there is no such artifact. Raises CorruptArtifact if it is unreadable."""
+
+    @abstractmethod
+    def read(self, key: str) -> Path:
+        """A local folder with the artifact's files, verified. Raises KeyError or CorruptArtifact."""
+
+    @abstractmethod
+    def begin(self, key: str, run: str) -> Path:
+        """An empty folder to write an artifact into."""
+
+    @abstractmethod
+    def commit(self, folder: Path, manifest: Manifest) -> None:
+        """Publish a folder from `begin` atomically. If another run was first, ours is dropped."""
+
+    @abstractmethod
+    def set_aside(self, key: str, reason: str) -> None:
+        """Move a corrupt artifact out of the way, keeping it for inspection."""
+
+    @abstractmethod
+    def scratch(self, key: str) -> Path:
+        """A local folder for checkpoints of this key; created if absent."""
+
+    @abstractmethod
+    def note_failure(self, key: str, failure: Mapping[str, Any]) -> None: ...
+
+    @abstractmethod
+    def failure(self, key: str) -> dict[str, Any] | None: ...
+
+    @property
+    @abstractmethod
+    def root(self) -> Path:
+        """The local folder: of the store itself, or of a remote store's cache."""
+
+    def verify(self, key: str) -> None:
+        """Check every file against the manifest. Raises KeyError or CorruptArtifact."""
+        self.read(key)
+
+class LocalStore(Store):
+    """A store in a folder. Safe for any number of processes on any number of hosts that share the folder."""
+
+    def __init__(self, root: Path):
+        self._root = Path(os.path.abspath(root))
+        self.url = str(self._root)
+        self._verified: dict[str, tuple[Any, ...]] = {}
+
+    @property
+    def root(self) -> Path:
+        return self._root
+
+    def prepare(self) -> None:
+        """Create the folders. Raises UserError if the store cannot be written."""
+        try:
+            for name in ("objects", "tmp", "scratch", "failures", "leases", "runs", "corrupt"):
+                (self._root / name).mkdir(parents=True, exist_ok=True)
+            probe = self._root / "tmp" / f"probe-{uuid.uuid4().hex}"
+            probe.write_bytes(b"x")
+            probe.unlink()
+        except OSError as error:
+            what = f"the store cannot be written: {error.strerror or error}; name another with --store"
+            raise UserError(Problem(self.url, what)) from None
+
+    def _object(self, key: str) -> Path:
+        return self._root / "objects" / key[:2] / key
+
+    def keys(self) -> set[str]:
+        found: set[str] = set()
+        with contextlib.suppress(FileNotFoundError):
+            for shelf in os.scandir(self._root / "objects"):
+                found.update(entry.name for entry in os.scandir(shelf.path))
+        return found
+
+    def manifest(self, key: str) -> Manifest | None:
+        try:
+            text = (self._object(key) / MANIFEST).read_text()
+        except (FileNotFoundError, NotADirectoryError):
+            if self._object(key).exists():
+                raise CorruptArtifact(key, "the manifest is missing") from None
+            return None
+        except UnicodeDecodeError:
+            raise CorruptArtifact(key, "the manifest is unreadable") from None
+        try:
+            manifest = Manifest.from_json(text)
+        except (ValueError, TypeError, KeyError):
+            raise CorruptArtifact(key, "the manifest is unreadable") from None
+        if manifest.key != key:
+            raise CorruptArtifact(key, "the manifest names another key")
+        return manifest
+
+    def read(self, key: str) -> Path:
+        manifest = self.manifest(key)
+        if manifest is None:
+            raise KeyError(key)
+        folder = self._object(key)
+        seen: list[Any] = []
+        for name in manifest.files:
+            try:
+                stat = os.stat(folder / name)
+            except OSError:
+                raise CorruptArtifact(key, f"{name} is missing") from None
+            seen.append((name, stat.st_size, stat.st_mtime_ns, stat.st_ino))
+        if self._verified.get(key) != tuple(seen):
+            self._check_files(key, folder, manifest)
+            self._verified[key] = tuple(seen)
+        return folder
+
+    def _check_files(self, key: str, folder: Path, manifest: Manifest) -> None:
+        for name, (size, digest) in manifest.files.items():
+            if (folder / name).stat().st_size != size:
+                raise CorruptArtifact(key, f"{name} has {(folder / name).stat().st_size} bytes instead of {size}")
+            if file_digest(folder / name) != digest:
+                raise CorruptArtifact(key, f"{name} fails its checksum")
+
+    def begin(self, key: str, run: str) -> Path:
+        folder = self._root / "tmp" / run / f"{key[:16]}-{uuid.uuid4().hex[:8]}"
+        folder.mkdir(parents=True)
+        return folder
+
+    def commit(self, folder: Path, manifest: Manifest) -> None:
+        names = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+        files = {name: ((folder / name).stat().st_size, file_digest(folder / name)) for name in names}
+        full = Manifest(**{**manifest.__dict__, "files": files})
+        (folder / MANIFEST).write_text(full.to_json())
+        for name in (*names, MANIFEST):
+            _sync(folder / name)
+        _sync(folder)
+        final = self._object(manifest.key)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.rename(folder, final)
+        except OSError:
+            if not (final / MANIFEST).exists():
+                raise
+            shutil.rmtree(folder, ignore_errors=True)  # another run committed the same key first
+        _sync(final.parent)
+        shutil.rmtree(self._root / "scratch" / manifest.key, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):
+            (self._root / "failures" / f"{manifest.key}.json").unlink()
+
+    def set_aside(self, key: str, reason: str) -> None:
+        self._verified.pop(key, None)
+        aside = self._root / "corrupt" / f"{key[:16]}-{uuid.uuid4().hex[:8]}"
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(self._object(key), aside)
+            (aside / "REASON.txt").write_text(f"{key}: {reason}\n")
+
+    def scratch(self, key: str) -> Path:
+        folder = self._root / "scratch" / key
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def note_failure(self, key: str, failure: Mapping[str, Any]) -> None:
+        write_atomically(self._root / "failures" / f"{key}.json", json.dumps(dict(failure), indent=1))
+
+    def failure(self, key: str) -> dict[str, Any] | None:
+        try:
+            return dict(json.loads((self._root / "failures" / f"{key}.json").read_text()))
+        except (OSError, ValueError):
+            return None
+
+
+class RemoteStore(Store):
+    """A store behind an fsspec URL (s3://, gs://, memory://, sftp://…), worked on through a local cache.
+
+    An artifact exists once its manifest does; the manifest is uploaded last. Credentials come from the
+    environment, as fsspec's backends read them.
+    """
+
+    def __init__(self, url: str, cache: Path):
+        import fsspec
+
+        self.url = url.rstrip("/")
+        try:
+            self.fs, self.base = fsspec.core.url_to_fs(self.url)
+        except (ImportError, ValueError) as error:
+            raise UserError(Problem(url, f"no such kind of store: {error}")) from None
+        name = hashlib.sha256(self.url.encode()).hexdigest()[:16]
+        self.cache = LocalStore(cache / name)
+
+    @property
+    def root(self) -> Path:
+        return self.cache.root
+
+    def prepare(self) -> None:
+        self.cache.prepare()
+        probe = f"{self.base}/tmp/probe-{uuid.uuid4().hex}"
+        try:
+            self.fs.makedirs(f"{self.base}/tmp", exist_ok=True)
+            self.fs.pipe_file(probe, b"x")
+            self.fs.rm_file(probe)
+        except Exception as error:
+            what = f"the store cannot be written: {type(error).__name__}; check the URL and credentials"
+            raise UserError(Problem(self.url, what)) from None
+
+    def _object(self, key: str) -> str:
+        return f"{self.base}/objects/{key[:2]}/{key}"
+
+    def keys(self) -> set[str]:
+        try:
+            paths = self.fs.glob(f"{self.base}/objects/*/*/{MANIFEST}")
+        except FileNotFoundError:
+            return set()
+        return {str(path).split("/")[-2] for path in paths}
+
+    def manifest(self, key: str) -> Manifest | None:
+        try:
+            text = self.fs.cat_file(f"{self._object(key)}/{MANIFEST}").decode()
+        except FileNotFoundError:
+            return None
+        except UnicodeDecodeError:
+            raise CorruptArtifact(key, "the manifest is unreadable") from None
+        try:
+            manifest = Manifest.from_json(text)
+        except (ValueError, TypeError, KeyError):
+            raise CorruptArtifact(key, "the manifest is unreadable") from None
+        return manifest
+
+    def read(self, key: str) -> Path:
+        manifest = self.manifest(key)
+        if manifest is None:
+            raise KeyError(key)
+        try:
+            if self.cache.manifest(key) == manifest:
+                return self.cache.read(key)
+        except CorruptArtifact as error:
+            self.cache.set_aside(key, error.reason)
+        folder = self.cache.begin(key, "download")
+        for name, (size, digest) in manifest.files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            try:
+                self.fs.get_file(f"{self._object(key)}/{name}", str(folder / name))
+            except FileNotFoundError:
+                raise CorruptArtifact(key, f"{name} is missing") from None
+            if (folder / name).stat().st_size != size or file_digest(folder / name) != digest:
+                raise CorruptArtifact(key, f"{name} fails its checksum")
+        self.cache.commit(folder, manifest)
+        return self.cache.read(key)
+
+    def verify(self, key: str) -> None:
+        manifest = self.manifest(key)
+        if manifest is None:
+            raise KeyError(key)
+        for name, (size, _) in manifest.files.items():  # contents are checked when a stage downloads them
+            try:
+                if self.fs.size(f"{self._object(key)}/{name}") != size:
+                    raise CorruptArtifact(key, f"{name} has the wrong size")
+            except FileNotFoundError:
+                raise CorruptArtifact(key, f"{name} is missing") from None
+
+    def begin(self, key: str, run: str) -> Path:
+        return self.cache.begin(key, run)
+
+    def commit(self, folder: Path, manifest: Manifest) -> None:
+        self.cache.commit(folder, manifest)
+        local = self.cache.read(manifest.key)
+        full = self.cache.manifest(manifest.key)
+        assert full is not None
+        self.fs.makedirs(self._object(manifest.key), exist_ok=True)
+        for name in full.files:
+            remote = f"{self._object(manifest.key)}/{name}"
+            self.fs.makedirs(remote.rsplit("/", 1)[0], exist_ok=True)
+            self.fs.put_file(str(local / name), remote)
+        self.fs.pipe_file(f"{self._object(manifest.key)}/{MANIFEST}", full.to_json().encode())
+
+    def set_aside(self, key: str, reason: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            # the manifest goes first: without it the artifact no longer exists for anybody
+            self.fs.rm_file(f"{self._object(key)}/{MANIFEST}")
+        with contextlib.suppress(FileNotFoundError):
+            self.fs.mv(self._object(key), f"{self.base}/corrupt/{key[:16]}-{uuid.uuid4().hex[:8]}", recursive=True)
+        self.cache.set_aside(key, reason)
+
+    def scratch(self, key: str) -> Path:
+        return self.cache.scratch(key)
+
+    def note_failure(self, key: str, failure: Mapping[str, Any]) -> None:
+        self.cache.note_failure(key, failure)
+
+    def failure(self, key: str) -> dict[str, Any] | None:
+        return self.cache.failure(key)
+
+
+def open_store(url: str, cache: Path | None = None, *, create: bool = True) -> LocalStore | RemoteStore:
+    """A store from a path or an fsspec URL. Raises UserError if it cannot be written (where `create`)."""
+    store: LocalStore | RemoteStore
+    if "://" in url and not url.startswith("file://"):
+        default = Path(os.environ.get("HARNESS_CACHE", Path.home() / ".cache" / "harness"))
+        store = RemoteStore(url, cache or default)
+    else:
+        store = LocalStore(Path(url.removeprefix("file://")))
+    if create:
+        store.prepare()
+    return store
+
+
+def file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a small file so that a reader sees the old text or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
+    temporary.write_text(text)
+    _sync(temporary)
+    os.replace(temporary, path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass  # some network filesystems cannot sync a folder
+    finally:
+        os.close(descriptor)

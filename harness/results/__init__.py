@@ -1,0 +1,1 @@
+"""Records and their projections: tables, tests, figures, HTML report, MLflow."""

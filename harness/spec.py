@@ -1,0 +1,37 @@
+"""A benchmark file → a resolved benchmark and its plan, or every mistake in it at once."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from harness.problems import Problem, UserError, did_you_mean
+from harness.tracks.base import Benchmark
+from harness.yamlfile import Document, read
+
+TRACKS = {"cross_site": "harness.tracks.cross_site"}
+"""Evaluation protocols: the value of `track:` → the package with spec.resolve and collect.collect."""
+
+
+def load(path: str | Path, overrides: Iterable[str] = (), *, cache: Path, root: Path | None = None) -> Benchmark:
+    """Read, override, check and plan a benchmark file.
+
+    overrides: `key.sub=value` assignments, checked like the file itself. cache: folder for fingerprints.
+    root: where the data lies, in place of `data.root`. Raises UserError with every problem found.
+    """
+    document = read(path)
+    for assignment in overrides:
+        document.override(assignment)
+    module = importlib.import_module(f"{TRACKS[_track(document)]}.spec")
+    benchmark: Benchmark = module.resolve(document, cache, root)
+    return benchmark
+
+
+def _track(document: Document) -> str:
+    name = document.data.get("track")
+    if not isinstance(name, str) or name not in TRACKS:
+        if "track" not in document.data:
+            raise UserError(Problem(document.where(()), f"track is missing; one of: {', '.join(TRACKS)}"))
+        raise UserError(document.problem(("track",), f"unknown track {name!r}{did_you_mean(str(name), TRACKS)}"))
+    return name

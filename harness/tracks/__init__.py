@@ -1,0 +1,1 @@
+"""One module per evaluation protocol: its spec section, its plan and its stage functions."""

@@ -1,0 +1,151 @@
+"""What every track shares: the common part of a benchmark file, and methods and data resolved from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from harness import registry
+from harness.api import Method, Settings
+from harness.data.dataset import Dataset
+from harness.engine.executor import ResourceClasses
+from harness.engine.plan import Plan
+from harness.problems import Problem, UserError, did_you_mean
+from harness.yamlfile import Document, Where, check
+
+RESERVED = {"store", "cache", "mlruns", "mlartifacts"}
+"""Names in the results folder that no benchmark may take."""
+
+
+class DataSection(Settings):
+    """`data:` of a benchmark file."""
+
+    card: str = Field(description="id of a dataset card, or the path of a card file relative to this file")
+    sites: list[str] = Field(default_factory=list, description="sites to use, in the order shown; empty = all")
+    root: Path | None = Field(None, description="folder that holds the data; --root overrides it")
+    with_: dict[str, Any] = Field(default_factory=dict, alias="with", description="fields of the card to replace")
+
+    @field_validator("sites")
+    @classmethod
+    def _distinct(cls, sites: list[str]) -> list[str]:
+        twice = sorted({site for site in sites if sites.count(site) > 1})
+        if twice:
+            raise ValueError(f"{', '.join(twice)} is listed twice")
+        return sites
+
+
+class ReportSection(Settings):
+    """`report:` of a benchmark file."""
+
+    baseline: str = Field("none", description="row against which the others are tested")
+    headline: str | None = Field(None, description="metric that orders the leaderboard; default: the first listed")
+
+
+class BenchmarkSpec(Settings):
+    """The keys that every benchmark file has, whatever its track."""
+
+    benchmark: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="name; also of the results folder")
+    track: str = Field(description="evaluation protocol")
+    description: str = Field("", description="one sentence for the report")
+    data: DataSection
+    methods: dict[str, dict[str, Any] | None] = Field(
+        min_length=1, description="row name → fields of the method; `id` names the method if the row has another name"
+    )
+    metrics: list[str] = Field(min_length=1)
+    seeds: list[int] = Field(default_factory=lambda: [0], min_length=1, description="replicates")
+    resources: ResourceClasses = ResourceClasses()
+    report: ReportSection = ReportSection()
+
+    @field_validator("benchmark")
+    @classmethod
+    def _free(cls, name: str) -> str:
+        if name in RESERVED:
+            raise ValueError(f"{name!r} is reserved; choose another name")
+        return name
+
+    @field_validator("seeds", "metrics")
+    @classmethod
+    def _once(cls, values: list[Any]) -> list[Any]:
+        twice = sorted({str(v) for v in values if values.count(v) > 1})
+        if twice:
+            raise ValueError(f"{', '.join(twice)} is listed twice")
+        return values
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method of a benchmark: the name it is shown under, where its class lies, and its instance."""
+
+    name: str
+    target: str
+    method: Method
+
+    def payload(self) -> dict[str, Any]:
+        """What a stage needs to build the method again: class and fields, all of them, defaults included."""
+        return {"class": self.target, "fields": self.method.model_dump(mode="json")}
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A benchmark file, fully resolved: what a track plans from."""
+
+    spec: BenchmarkSpec
+    dataset: Dataset
+    sites: tuple[str, ...]
+    rows: tuple[Row, ...]
+    plan: Plan
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def headline(self) -> str:
+        return self.spec.report.headline or self.spec.metrics[0]
+
+
+def build_method(payload: Mapping[str, Any]) -> Method:
+    """The method instance a stage was planned with."""
+    return registry.load_class(payload["class"]).model_validate(payload["fields"])
+
+
+def resolve_row(
+    document: Document, at: Where, name: str, fields: Mapping[str, Any] | None, families: tuple[type[Method], ...]
+) -> tuple[Row | None, list[Problem]]:
+    """A method from its YAML mapping: known id, right family, valid fields. Returns every problem found."""
+    given = dict(fields or {})
+    method_id = given.pop("id", name)
+    where = (*at, "id") if fields and "id" in fields else at
+    if not isinstance(method_id, str) or method_id not in registry.entries():
+        what = f"unknown method {method_id!r}{did_you_mean(str(method_id), registry.entries())}"
+        return None, [document.problem(where, what)]
+    try:
+        cls = registry.load(method_id)
+    except registry.BrokenPlugin as error:
+        return None, [document.problem(where, str(error))]
+    if not issubclass(cls, families):
+        wanted = " or ".join(sorted(str(family.family) for family in families))
+        return None, [document.problem(where, f"{method_id} is a {cls.family}, this place takes a {wanted}")]
+    method, problems = check(document, given, cls, at)
+    if method is None:
+        return None, problems
+    return Row(name, registry.entries()[method_id].target, method), []
+
+
+def unknown(document: Document, at: Where, values: Iterable[str], known: Iterable[str], noun: str) -> list[Problem]:
+    """A problem for each of the listed values that is not known, with a suggestion."""
+    options = list(known)
+    return [
+        document.problem((*at, i), f"unknown {noun} {value!r}{did_you_mean(value, options)}")
+        for i, value in enumerate(values)
+        if value not in options
+    ]
+
+
+def fail_if(problems: list[Problem]) -> None:
+    if problems:
+        raise UserError(problems)
+
+
+Split = Literal["train", "validation", "test"]

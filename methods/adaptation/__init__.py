@@ -1,0 +1,1 @@
+"""Test-time adapters: they change the trained task model on the target's unlabelled test images."""

@@ -1,0 +1,1 @@
+"""Task models: what is trained on the source site and judged on the others."""

@@ -1,0 +1,50 @@
+"""Small stage functions for engine tests: real functions, run by real workers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+
+from harness.engine.worker import StageRun
+
+
+def add(run: StageRun) -> None:
+    """Sum of the inputs' numbers and `params.value`; notes each execution beside the store."""
+    total = run.params.get("value", 0)
+    for folder in run.inputs.values():
+        total += int((folder / "number.txt").read_text())
+    if "ledger" in run.local:
+        with open(run.local["ledger"], "a") as ledger:
+            ledger.write(f"{run.params.get('name', '')}\n")
+    time.sleep(run.local.get("sleep", 0))
+    run.log("total", 0, total)
+    (run.out / "number.txt").write_text(str(total))
+
+
+def fail(run: StageRun) -> None:
+    raise ValueError("the method does not like\nthese images")
+
+
+def leave(run: StageRun) -> None:
+    sys.exit(3)
+
+
+def die_once(run: StageRun) -> None:
+    """Killed by the kernel at the first attempt, fine at the second."""
+    marker = run.scratch / "tried"
+    if not marker.exists():
+        marker.write_text("x")
+        os.kill(os.getpid(), signal.SIGKILL)
+    (run.out / "number.txt").write_text("1")
+
+
+def always_die(run: StageRun) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def snoop(run: StageRun) -> None:
+    """Looks for a file that is no input."""
+    with open(run.params["path"]) as file:
+        (run.out / "number.txt").write_text(file.read())
