@@ -24,7 +24,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -154,12 +154,12 @@ class FitData(_Granted):
     @property
     def source(self) -> ImageSet:
         """Training images of the source site. Withheld from a source-free method that fits on the target."""
-        return self._get("source")  # type: ignore[no-any-return]
+        return self._get("source")
 
     @property
     def target(self) -> ImageSet:
         """Training images of the target site. Only where `unknown_domains` is False."""
-        return self._get("target")  # type: ignore[no-any-return]
+        return self._get("target")
 
 
 class ApplyData(_Granted):
@@ -168,17 +168,17 @@ class ApplyData(_Granted):
     @property
     def target(self) -> ImageSet:
         """The test images to harmonise or predict, without labels."""
-        return self._get("target")  # type: ignore[no-any-return]
+        return self._get("target")
 
     @property
     def source(self) -> ImageSet:
         """Training images of the source site as references. Only where `source_free` is False."""
-        return self._get("source")  # type: ignore[no-any-return]
+        return self._get("source")
 
     @property
     def task(self) -> TaskHandle:
         """The trained task model. Only where `task_agnostic` is False."""
-        return self._get("task")  # type: ignore[no-any-return]
+        return self._get("task")
 
 
 @dataclass(frozen=True)
@@ -242,6 +242,11 @@ class Method(Settings, ABC):
     reference: ClassVar[str]
     notes: ClassVar[str] = ""
     """What is reconstructed or our choice; printed on the card."""
+
+    @classmethod
+    def example(cls) -> Self:
+        """Settings for the conformance checks: seconds on 64 × 64 slices. Heavy methods override this."""
+        return cls()
 
 
 class Adaptive(Method, ABC):

@@ -1,10 +1,10 @@
 """Where a user's runs lie: one folder for the store, the results, the caches and the embedded MLflow.
 
-    HOME/store/             artifacts              (--store, HARNESS_STORE)
-    HOME/BENCHMARK/         records, report, exhibits of one benchmark
-    HOME/mlflow.db          MLflow's embedded store (--tracking, MLFLOW_TRACKING_URI)
-    HOME/cache/             fingerprints, painted templates
-    HOME/last.json          what was run last
+HOME/store/             artifacts              (--store, HARNESS_STORE)
+HOME/BENCHMARK/         records, report, exhibits of one benchmark
+HOME/mlflow.db          MLflow's embedded store (--tracking, MLFLOW_TRACKING_URI)
+HOME/cache/             fingerprints, painted templates
+HOME/last.json          what was run last
 """
 
 from __future__ import annotations
@@ -63,9 +63,11 @@ class Home:
         """The results folder of a benchmark given by name, YAML file or folder; the last run's if None."""
         candidates: list[Path] = []
         if name is None:
-            candidates = [self.results(json.loads((self.root / "last.json").read_text())["benchmark"])] if (
-                self.root / "last.json"
-            ).is_file() else []
+            candidates = (
+                [self.results(json.loads((self.root / "last.json").read_text())["benchmark"])]
+                if (self.root / "last.json").is_file()
+                else []
+            )
         else:
             candidates = [Path(name), self.results(name), self.results(Path(name).stem)]
             if name.endswith((".yaml", ".yml")) and Path(name).is_file():
@@ -77,4 +79,6 @@ class Home:
                 return folder
         known = sorted(p.parent.name for p in self.root.glob("*/run.json"))
         what = f"no results of {name!r} here" if name else "no results here yet"
-        raise UserError(Problem(str(self.root), f"{what}; {'known: ' + ', '.join(known) if known else 'run a benchmark'}"))
+        raise UserError(
+            Problem(str(self.root), f"{what}; {'known: ' + ', '.join(known) if known else 'run a benchmark'}")
+        )

@@ -61,7 +61,9 @@ def load(method_id: str) -> type[Method]:
     try:
         cls = load_class(entry.target)
     except Exception as error:
-        raise BrokenPlugin(f"{method_id} ({entry.origin}) cannot be imported: {type(error).__name__}: {error}") from error
+        raise BrokenPlugin(
+            f"{method_id} ({entry.origin}) cannot be imported: {type(error).__name__}: {error}"
+        ) from error
     if not (isinstance(cls, type) and issubclass(cls, Method)):
         raise BrokenPlugin(f"{method_id} ({entry.origin}): {entry.target} is no harness.api.Method")
     if getattr(cls, "id", None) != method_id:

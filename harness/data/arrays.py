@@ -70,7 +70,8 @@ def save_state(folder: Path, state: State) -> None:
                     f"state entry {name!r} is a {type(value).__name__}; a state holds arrays, tensors or JSON values"
                 ) from None
             plain[name] = value
-    shapes = {name: list(array.shape) for name, array in arrays.items()}
+    # ascontiguousarray makes a 0-d array 1-d: keep the shape it came with
+    shapes = {name: list(state[name].shape) for name in arrays}
     save_file(arrays, folder / "state.safetensors")
     (folder / "state.json").write_text(json.dumps({"plain": plain, "shapes": shapes}))
 

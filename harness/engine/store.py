@@ -114,6 +114,7 @@ class Store(ABC):
         """Check every file against the manifest. Raises KeyError or CorruptArtifact."""
         self.read(key)
 
+
 class LocalStore(Store):
     """A store in a folder. Safe for any number of processes on any number of hosts that share the folder."""
 

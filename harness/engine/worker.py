@@ -102,9 +102,7 @@ def run_job(job: Job) -> Outcome:
         except (KeyError, CorruptArtifact) as error:
             return Outcome(ok=False, corrupt=key, error=str(getattr(error, "reason", "is missing")))
     out = store.begin(job.key, job.run)
-    run = StageRun(
-        job.params, inputs, out, store.scratch(job.key), job.seed, "cuda" if job.cuda else "cpu", job.local
-    )
+    run = StageRun(job.params, inputs, out, store.scratch(job.key), job.seed, "cuda" if job.cuda else "cpu", job.local)
     started = time.perf_counter()
     try:
         module, _, name = job.fn.partition(":")

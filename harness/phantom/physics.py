@@ -161,26 +161,20 @@ def mprage(
     return density * (centre_slope * start + centre_offset) * np.sin(angle) * np.exp(-te / star)
 
 
-def spgr(
-    t1: npt.ArrayLike, t2_star: npt.ArrayLike, pd: npt.ArrayLike, *, tr: float, flip: float, te: float
-) -> Array:
+def spgr(t1: npt.ArrayLike, t2_star: npt.ArrayLike, pd: npt.ArrayLike, *, tr: float, flip: float, te: float) -> Array:
     """Spoiled gradient echo in steady state (Ernst 1966): PD sin a (1-E1)/(1-E1 cos a) exp(-TE/T2*)."""
     t1_, star, density = (np.asarray(x, dtype=np.float64) for x in (t1, t2_star, pd))
     angle, e1 = np.deg2rad(flip), np.exp(-tr / t1_)
     return density * np.sin(angle) * (1 - e1) / (1 - e1 * np.cos(angle)) * np.exp(-te / star)
 
 
-def tse(
-    t1: npt.ArrayLike, t2: npt.ArrayLike, pd: npt.ArrayLike, *, tr: float, te: float, train: float = 0.0
-) -> Array:
+def tse(t1: npt.ArrayLike, t2: npt.ArrayLike, pd: npt.ArrayLike, *, tr: float, te: float, train: float = 0.0) -> Array:
     """Turbo spin echo: PD (1 - exp(-(TR - train)/T1)) exp(-TE/T2); `train` = echoes times echo spacing."""
     t1_, t2_, density = (np.asarray(x, dtype=np.float64) for x in (t1, t2, pd))
     return density * (1 - np.exp(-(tr - train) / t1_)) * np.exp(-te / t2_)
 
 
-def ir_tse(
-    t1: npt.ArrayLike, t2: npt.ArrayLike, pd: npt.ArrayLike, *, tr: float, ti: float, te: float
-) -> Array:
+def ir_tse(t1: npt.ArrayLike, t2: npt.ArrayLike, pd: npt.ArrayLike, *, tr: float, ti: float, te: float) -> Array:
     """Inversion-recovery TSE (FLAIR): PD (1 - 2 exp(-TI/T1) + exp(-TR/T1)) exp(-TE/T2), signed."""
     t1_, t2_, density = (np.asarray(x, dtype=np.float64) for x in (t1, t2, pd))
     return density * (1 - 2 * np.exp(-ti / t1_) + np.exp(-tr / t1_)) * np.exp(-te / t2_)

@@ -107,7 +107,7 @@ class _Learner:
                 self.optimizer.zero_grad()
                 entropy.backward()
                 self.optimizer.step()
-        return logits.detach(), float(entropy)
+        return logits.detach(), float(entropy.detach())
 
     def reset(self) -> None:
         """The source network and a new optimiser."""

@@ -200,7 +200,10 @@ def _parametric(mean: np.ndarray, squares: np.ndarray, variance: np.ndarray, n: 
 
 
 def _relative(new: np.ndarray, old: np.ndarray) -> float:
-    """Largest |new − old| / |old|; a value that stays 0 has not changed."""
+    """Largest |new − old| / |old|; a value that stays 0 has not changed.
+
+    neuroCombat divides by the signed old value and may stop an iteration sooner, a difference of about 1e-8.
+    """
     change, size = np.abs(new - old), np.abs(old)
     with np.errstate(divide="ignore"):
         return float(np.divide(change, size, out=np.zeros_like(change), where=change > 0).max())

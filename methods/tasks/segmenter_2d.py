@@ -62,6 +62,13 @@ class Segmenter2d(TaskModel):
     rotate_degrees: float = hyper(15.0, "rotation, uniform within ± this", origin="ours", ge=0, le=180)
     scale: float = hyper(0.1, "magnification, uniform within 1 ± this", origin="ours", ge=0, lt=1)
 
+    @classmethod
+    def example(cls) -> Segmenter2d:
+        schedule = SegmenterTraining(
+            iterations=40, batch_size=8, learning_rate=1e-2, schedule="cosine", validate_every=20
+        )
+        return cls(filters=(4, 8, 16), training=schedule)
+
     def train(self, data: TaskData, ctx: Context) -> State:
         """Train on `data`. Returns "network.*" (the weights), "n_labels", "score" and "iteration".
 
@@ -189,7 +196,8 @@ def mean_dice(predicted: np.ndarray, reference: LabelSet) -> float:
     """Mean over foreground labels of the Dice of a whole split, all slices counted together; in [0, 1].
 
     A label that is neither predicted nor present does not count; 0 where no label counts. This is for choosing
-    a checkpoint; benchmark figures come from harness.metrics, per subject.
+    a checkpoint; benchmark figures come from harness.metrics, per subject, whose code a training must not import:
+    a change there would train every segmenter anew.
     """
     n = len(reference.names)
     joint = np.zeros((n, n), np.int64)

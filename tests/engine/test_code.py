@@ -21,8 +21,12 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fix
         "def entry(x: int) -> int:\n    '''Doc.'''\n    return used(x) + c.deep(x) + LIMIT\n\n"
         "def unrelated():\n    return 1\n"
     )
-    (root / "b.py").write_text("def used(x):\n    return helper(x)\n\ndef helper(x):\n    return x\n\ndef unused():\n    pass\n")
-    (root / "c.py").write_text("class Base:\n    pass\n\nclass Child(Base):\n    pass\n\ndef deep(x):\n    return Child()\n")
+    (root / "b.py").write_text(
+        "def used(x):\n    return helper(x)\n\ndef helper(x):\n    return x\n\ndef unused():\n    pass\n"
+    )
+    (root / "c.py").write_text(
+        "class Base:\n    pass\n\nclass Child(Base):\n    pass\n\ndef deep(x):\n    return Child()\n"
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
     assert name not in sys.modules
     return root

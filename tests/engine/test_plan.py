@@ -17,7 +17,8 @@ def stage(title: str = "t", **changes: object) -> Stage:
 
 
 @pytest.mark.parametrize(
-    "change", [{"fn": "toy_stages:fail"}, {"params": {"value": 2}}, {"data": "e"}, {"seed": 4}, {"needs": {"a": stage()}}]
+    "change",
+    [{"fn": "toy_stages:fail"}, {"params": {"value": 2}}, {"data": "e"}, {"seed": 4}, {"needs": {"a": stage()}}],
 )
 def test_key_depends_on_every_component(change: dict[str, object]) -> None:
     assert stage(**change).key != stage().key

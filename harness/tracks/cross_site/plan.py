@@ -1,11 +1,11 @@
 """Stages of the cross-site track. A method's inputs are wired from its traits, here and nowhere else.
 
-    images(site, split), labels(site, split)
-      train   source images + labels (train, validation)          once per source and seed
-      fit     what the traits allow                               once per source, or per pair
-      apply   state + target test images (+ source / task model)  harmonised images, or predictions
-      predict task model + harmonised images                      predictions
-      score   predictions + labels; harmonised + source images    records
+images(site, split), labels(site, split)
+  train   source images + labels (train, validation)          once per source and seed
+  fit     what the traits allow                               once per source, or per pair
+  apply   state + target test images (+ source / task model)  harmonised images, or predictions
+  predict task model + harmonised images                      predictions
+  score   predictions + labels; harmonised + source images    records
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from harness.api import Adaptive, Harmonizer, TestTimeAdapter
+from harness.contract import apply_inputs, fit_inputs
 from harness.data.dataset import Dataset
 from harness.engine.plan import Cell, Plan, Stage, seed_of
 from harness.tracks.base import Row
@@ -52,7 +53,9 @@ def build_plan(
         if dataset.labelled(source)
         for target in sites
         for row in rows
-        if source != target or protocol.diagonal == "all" or (protocol.diagonal, row.name) == ("baseline", protocol.baseline)
+        if source != target
+        or protocol.diagonal == "all"
+        or (protocol.diagonal, row.name) == ("baseline", protocol.baseline)
     ]
     return Plan.of(name, [cell for cell in cells if cell.finals])
 
@@ -103,11 +106,8 @@ class _Wiring:
     def _fit(self, row: Row, source: str, target: str, seed: int) -> Stage:
         """Fit of a method: on the source alone if it knows no domains, else on the pair its traits allow."""
         method = _adaptive(row)
-        needs = {}
-        if method.unknown_domains or not method.source_free:
-            needs["source"] = self.dataset.images(source, "train")
-        if not method.unknown_domains:
-            needs["target"] = self.dataset.images(target, "train")
+        sites = {"source": source, "target": target}
+        needs = {name: self.dataset.images(sites[name], "train") for name in sorted(fit_inputs(type(method)))}
         place = source if method.unknown_domains else f"{source}→{target}"
         return Stage(
             kind="fit",
@@ -125,11 +125,12 @@ class _Wiring:
         needs = {"target": self.dataset.images(target, "test")}
         params = {"method": row.payload()}
         code: tuple[str, ...] = (row.target,)
-        if not method.source_free:
+        wanted = apply_inputs(type(method))
+        if "source" in wanted:
             needs["source"] = self.dataset.images(source, "train")
         if method.has_fit():
             needs["state"] = self._fit(row, source, target, seed)
-        if not method.task_agnostic:
+        if "task" in wanted:
             needs["task"] = self.train(source, seed)
             params["task"] = self.task.payload()
             code = (row.target, self.task.target)

@@ -66,11 +66,9 @@ def _methods(document: Document) -> tuple[tuple[base.Row, ...], base.Row | None,
     rows: list[base.Row] = []
     problems: list[Problem] = []
     listed = document.data.get("methods")
-    for name, fields in (listed.items() if isinstance(listed, dict) else ()):
+    for name, fields in listed.items() if isinstance(listed, dict) else ():
         if fields is None or isinstance(fields, dict):
-            row, found = base.resolve_row(
-                document, ("methods", name), str(name), fields, (Harmonizer, TestTimeAdapter)
-            )
+            row, found = base.resolve_row(document, ("methods", name), str(name), fields, (Harmonizer, TestTimeAdapter))
             problems += found
             rows += [row] if row else []
     section = document.data.get("task")

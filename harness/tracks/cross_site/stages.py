@@ -15,7 +15,6 @@ from harness.api import (
     Adaptive,
     ApplyData,
     Context,
-    FitData,
     Harmonizer,
     ImageSet,
     Scan,
@@ -24,7 +23,7 @@ from harness.api import (
     TaskModel,
     TestTimeAdapter,
 )
-from harness.conformance import check_harmonized, check_predictions
+from harness.contract import check_harmonized, check_predictions, grant_apply, grant_fit
 from harness.data import arrays
 from harness.engine.worker import StageRun
 from harness.tracks.base import build_method
@@ -50,8 +49,8 @@ def fit(run: StageRun) -> None:
     """Fit a method on the image sets that the plan granted it; leaves its state."""
     method = build_method(run.params["method"])
     assert isinstance(method, Adaptive)
-    granted = {name: arrays.load_images(run.inputs[name]) for name in ("source", "target") if name in run.inputs}
-    arrays.save_state(run.out, method.fit(FitData(granted, _reasons(method, "fit")), _context(run)))
+    available = {name: arrays.load_images(folder) for name, folder in run.inputs.items()}
+    arrays.save_state(run.out, method.fit(grant_fit(type(method), available), _context(run)))
 
 
 def harmonize(run: StageRun) -> None:
@@ -102,8 +101,10 @@ def score_images(run: StageRun) -> None:
     harmonised = arrays.load_images(run.inputs["harmonised"])
     before = arrays.load_images(run.inputs["before"])
     source = arrays.load_images(run.inputs["source"])
-    histograms = {name: site_histogram(_volumes(images)) for name, images in
-                  (("source", source), ("before", before), ("after", harmonised))}
+    histograms = {
+        name: site_histogram(_volumes(images))
+        for name, images in (("source", source), ("before", before), ("after", harmonised))
+    }
     records: list[Record] = []
     if "wasserstein" in run.params["metrics"]:
         value = wasserstein(histograms["after"], histograms["source"])
@@ -127,23 +128,14 @@ def _state(run: StageRun) -> dict[str, Any]:
 
 
 def _apply_data(run: StageRun, method: Adaptive, images: ImageSet) -> ApplyData:
-    granted: dict[str, Any] = {"target": images}
+    available: dict[str, Any] = {"target": images}
     if "source" in run.inputs:
-        granted["source"] = arrays.load_images(run.inputs["source"])
+        available["source"] = arrays.load_images(run.inputs["source"])
     if "task" in run.inputs:
         task = build_method(run.params["task"])
         assert isinstance(task, TaskModel)
-        granted["task"] = TaskHandle(task, arrays.load_state(run.inputs["task"]), run.device)
-    return ApplyData(granted, _reasons(method, "apply"))
-
-
-def _reasons(method: Adaptive, stage: str) -> dict[str, str]:
-    """Why each input that a stage may lack is withheld, in the words of the trait that withholds it."""
-    return {
-        "source": f"{method.id} is declared source_free: its {stage} stage is not handed source images",
-        "target": f"{method.id} is declared unknown_domains: its {stage} stage is not handed target images",
-        "task": f"{method.id} is declared task_agnostic: its {stage} stage is not handed the task model",
-    }
+        available["task"] = TaskHandle(task, arrays.load_state(run.inputs["task"]), run.device)
+    return grant_apply(type(method), available)
 
 
 def _quantize(pixels: np.ndarray, mode: str) -> np.ndarray:

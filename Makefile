@@ -1,0 +1,41 @@
+# Everything here works on a fresh machine with Python 3.11 or newer and a package index.
+#   make run    install into .venv and run the main benchmark on the embedded, simulated data
+#   make test   the test suite (minutes);  make test-slow  the long tests too;  make lint  style and types
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# Thread pools larger than a worker's share of the cores make everything slower, not faster.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: run install test test-slow lint format clean
+
+run: $(READY)
+	$(BIN)/harness run benchmarks/cross_site.yaml
+
+install: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $(READY)
+
+test: $(READY)
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,156 @@
+"""What each metric is called, measured in and better towards. Light: tables and specs read it without numpy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class MetricInfo:
+    """One metric of the records.
+
+    unit: of the stored value; "" where it has none. `scale` and `shown_unit` say how tables show it.
+    per_label: one record per structure; else `label` is "". per_subject: else one record per site, `subject` "".
+    reduce: how the labels of one scan become one number.
+    variant_of: another definition of the same quantity. Variants are shown, but ranked only where the metric
+    they vary is absent: counting one quantity twice would weight it double.
+    """
+
+    id: str
+    name: str
+    unit: str
+    lower_is_better: bool
+    digits: int
+    per_label: bool
+    per_subject: bool
+    doc: str
+    shown_unit: str = ""
+    scale: float = 1.0
+    reduce: Literal["mean", "sum"] = "mean"
+    variant_of: str = ""
+
+    @property
+    def arrow(self) -> str:
+        """"↓" where lower is better, else "↑"."""
+        return "↓" if self.lower_is_better else "↑"
+
+    @property
+    def heading(self) -> str:
+        """Name and unit as a column shows them, e.g. "DSC %"."""
+        return f"{self.name} {self.shown_unit}".strip()
+
+    def text(self, value: float | None) -> str:
+        """A value as tables show it; "–" where there is none."""
+        return "–" if value is None else f"{value * self.scale:.{self.digits}f}"
+
+    def better(self, first: float, second: float) -> bool:
+        """Whether the first value is strictly better than the second."""
+        return first < second if self.lower_is_better else first > second
+
+
+_ALL = (
+    MetricInfo(
+        "dsc",
+        "DSC",
+        unit="",
+        shown_unit="%",
+        scale=100,
+        lower_is_better=False,
+        digits=2,
+        per_label=True,
+        per_subject=True,
+        doc="Dice similarity of one structure in one scan: 2TP/(P+G). Absent in both: left out; in one: 0.",
+    ),
+    MetricInfo(
+        "hd95",
+        "HD95",
+        unit="mm",
+        shown_unit="mm",
+        lower_is_better=True,
+        digits=2,
+        per_label=True,
+        per_subject=True,
+        doc="Larger of the two directed 95th percentiles of surface distance, true voxel spacing. A structure "
+        "missing in the prediction or the label counts as the diagonal of the volume.",
+    ),
+    MetricInfo(
+        "hd95_pooled",
+        "HD95 pooled",
+        unit="mm",
+        shown_unit="mm",
+        lower_is_better=True,
+        digits=2,
+        per_label=True,
+        per_subject=True,
+        doc="95th percentile of the distances of both directions together, true voxel spacing.",
+        variant_of="hd95",
+    ),
+    MetricInfo(
+        "hd95_unit",
+        "HD95 unit",
+        unit="voxel",
+        shown_unit="voxel",
+        lower_is_better=True,
+        digits=2,
+        per_label=True,
+        per_subject=True,
+        doc="As pooled, with a spacing of 1 along every axis: comparable with published tables that pass none.",
+        variant_of="hd95",
+    ),
+    MetricInfo(
+        "hd95_missing",
+        "missing",
+        unit="structures",
+        lower_is_better=True,
+        digits=2,
+        per_label=True,
+        per_subject=True,
+        doc="Structures per scan that are in the label or the prediction only, and so carry the HD95 penalty.",
+        reduce="sum",
+        variant_of="hd95",
+    ),
+    MetricInfo(
+        "wasserstein",
+        "WD",
+        unit="",
+        lower_is_better=True,
+        digits=4,
+        per_label=False,
+        per_subject=False,
+        doc="1-Wasserstein distance between the grey-level histograms of the harmonised site and the source "
+        "site: brain voxels only, 256 levels scaled to 0..1.",
+    ),
+    MetricInfo(
+        "psnr",
+        "PSNR",
+        unit="dB",
+        shown_unit="dB",
+        lower_is_better=False,
+        digits=2,
+        per_label=False,
+        per_subject=True,
+        doc="Peak signal-to-noise ratio against the same subject imaged at the source site, brain voxels.",
+    ),
+    MetricInfo(
+        "ssim",
+        "SSIM",
+        unit="",
+        lower_is_better=False,
+        digits=4,
+        per_label=False,
+        per_subject=True,
+        doc="Structural similarity with the same subject imaged at the source site, brain voxels.",
+    ),
+)
+
+METRICS: Mapping[str, MetricInfo] = MappingProxyType({metric.id: metric for metric in _ALL})
+"""Every metric that records may hold, by id."""
+
+
+def ranked(metrics: Iterable[str]) -> tuple[str, ...]:
+    """Those of the metrics that count in mean ranks: variants only where what they vary is absent."""
+    present = list(metrics)
+    return tuple(m for m in present if METRICS[m].variant_of not in present)

@@ -1,0 +1,105 @@
+"""What a run was: `run.json` of a results folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from harness.engine.store import write_atomically
+from harness.problems import Problem, UserError
+
+FILE = "run.json"
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class MethodInfo(_Frozen):
+    """One row of the benchmark: its display name, the method behind it, its traits and its fields."""
+
+    name: str
+    id: str
+    family: str
+    reference: str = ""
+    traits: Mapping[str, bool] = Field(default_factory=dict)
+    fields: Mapping[str, Any] = Field(default_factory=dict)
+    doc: str = ""
+
+
+class DatasetInfo(_Frozen):
+    """The data set of a run. Whatever else its card says is kept beside these keys."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    id: str
+    name: str
+    simulated: bool
+    label_names: tuple[str, ...] = ()
+    """`label_names[i]` names label i, background included; empty where there are no labels."""
+
+
+class Counts(_Frozen):
+    """Stages by how they ended."""
+
+    executed: int = 0
+    cached: int = 0
+    failed: int = 0
+    blocked: int = 0
+
+
+class RunInfo(_Frozen):
+    """Everything about a run that is not a number in the records.
+
+    baseline: display name of the row that others are tested against. headline: id of the metric that orders the
+    leaderboard. started: ISO 8601. commit: git commit of the benchmark's folder or of the harness, None where
+    unknown. environment: versions and machine, for the protocol section.
+    """
+
+    run_id: str
+    benchmark: str
+    track: str
+    description: str = ""
+    dataset: DatasetInfo
+    sites: tuple[str, ...]
+    unlabelled_sites: tuple[str, ...] = ()
+    baseline: str
+    metrics: tuple[str, ...]
+    headline: str
+    seeds: tuple[int, ...]
+    methods: tuple[MethodInfo, ...]
+    counts: Counts = Counts()
+    seconds: float = 0.0
+    started: str
+    version: str
+    commit: str | None = None
+    environment: Mapping[str, Any] = Field(default_factory=dict)
+
+    def method(self, name: str) -> MethodInfo:
+        """The row shown under this name. Raises KeyError."""
+        for method in self.methods:
+            if method.name == name:
+                return method
+        raise KeyError(name)
+
+    def write(self, folder: Path) -> None:
+        """Replace `run.json` of a results folder."""
+        write_atomically(folder / FILE, self.model_dump_json(indent=1))
+
+
+def read(folder: Path) -> RunInfo:
+    """`run.json` of a results folder. Raises UserError where it is absent or damaged."""
+    path = folder / FILE
+    try:
+        return RunInfo.model_validate_json(path.read_text())
+    except OSError as error:
+        what = f"cannot be read ({error.strerror or error}); is this a results folder?"
+        raise UserError(Problem(str(path), what)) from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        at = ".".join(map(str, first["loc"])) or "file"
+        what = f"is damaged ({at}: {first['msg']}); the next `harness run` writes it anew"
+        raise UserError(Problem(str(path), what)) from None
