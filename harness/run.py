@@ -6,23 +6,30 @@ store and the same command continues.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
+import platform
 import time
 import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from harness import cards
 from harness.engine.executor import Execution, Progress, cluster, survey, to_do
-from harness.engine.history import History
-from harness.engine.plan import Plan, Stage
+from harness.engine.plan import Plan
 from harness.engine.store import Store, open_store
 from harness.home import Home
 from harness.problems import Problem, UserError
 from harness.spec import TRACKS, load
 from harness.tracks.base import Benchmark
+
+if TYPE_CHECKING:
+    from harness.results.runinfo import RunInfo
 
 
 @dataclass(frozen=True)
@@ -104,7 +111,7 @@ def run(
     say: Callable[[str], None] = lambda text: None,
 ) -> RunResult:
     """Run a benchmark file to its report. Raises UserError before any work if something is wrong."""
-    from harness.results.tracking import project
+    from harness.results.tracking import is_synced, project
 
     started = time.time()
     benchmark, store = prepare(file, list(overrides), home, root)
@@ -121,11 +128,10 @@ def run(
     if not summary.interrupted and not _up_to_date(folder, benchmark.plan, summary.executed, bool(summary.failures)):
         say("collecting results")
         _collect(benchmark, store, execution, folder, file, started)
-    if not summary.interrupted and home.tracking != "none":
-        if not _synced(folder, home.tracking):
-            say("logging to MLflow")
-            outcome = project(folder, home.tracking)
-            warnings += [outcome.warning] if outcome.warning else []
+    if not summary.interrupted and home.tracking != "none" and not is_synced(folder, home.tracking):
+        say("logging to MLflow")
+        outcome = project(folder, home.tracking)
+        warnings += [outcome.warning] if outcome.warning else []
     return RunResult(
         benchmark=benchmark.spec.benchmark,
         executed=summary.executed,
@@ -143,3 +149,100 @@ def run(
         ),
         executed_stages=tuple(summary.executed_titles),
     )
+
+
+# ------------------------------------------------------------------------------------------- results
+
+
+def _up_to_date(folder: Path, plan: Plan, executed: int, failed: bool) -> bool:
+    """Whether the results folder already says what this plan's artifacts say."""
+    from harness.results import runinfo
+
+    if executed or failed or not (folder / "report.html").is_file():
+        return False
+    try:
+        return runinfo.read(folder).environment.get("plan") == _digest(plan)
+    except UserError:
+        return False
+
+
+def _digest(plan: Plan) -> str:
+    """Identity of everything the results show: names, matrix and keys."""
+    rows = [[c.method, c.source, c.target, c.seed, sorted(s.key for s in c.finals.values())] for c in plan.cells]
+    return hashlib.sha256(json.dumps([plan.benchmark, rows]).encode()).hexdigest()[:16]
+
+
+def _collect(benchmark: Benchmark, store: Store, execution: Execution, folder: Path, file: Path, started: float) -> None:
+    """Fill the results folder from the store; leaves records, exhibits, run.json and the report."""
+    from harness.results import exhibits, records
+    from harness.results.html import write_report
+
+    collect = importlib.import_module(f"{TRACKS[benchmark.spec.track]}.collect")
+    plan, failures = benchmark.plan, execution.summary.failures
+    folder.mkdir(parents=True, exist_ok=True)
+    records.write(folder, records.to_frame(records.Record(**row) for row in collect.records(benchmark, store, failures)))
+    exhibits.write_histograms(folder, collect.histograms(plan, store, failures))
+    exhibits.write_panels(folder, collect.panels(plan, store, failures))
+    exhibits.write_curves(folder, collect.curves(plan, store, failures))
+    _info(benchmark, execution, file, started).write(folder)
+    write_report(folder, folder / "report.html")
+
+
+def _info(benchmark: Benchmark, execution: Execution, file: Path, started: float) -> RunInfo:
+    from harness.results.runinfo import Counts, DatasetInfo, MethodInfo, RunInfo
+
+    spec, summary = benchmark.spec, execution.summary
+    rows = [*benchmark.rows, *([benchmark.extra["task"]] if "task" in benchmark.extra else [])]
+    return RunInfo(
+        run_id=uuid.uuid4().hex[:12],
+        benchmark=spec.benchmark,
+        track=spec.track,
+        description=spec.description,
+        dataset=DatasetInfo(**benchmark.dataset.summary(), label_names=benchmark.dataset.label_names),
+        sites=benchmark.sites,
+        unlabelled_sites=tuple(s for s in benchmark.sites if not benchmark.dataset.labelled(s)),
+        baseline=spec.report.baseline,
+        metrics=tuple(spec.metrics),
+        headline=benchmark.headline,
+        seeds=tuple(spec.seeds),
+        methods=tuple(
+            MethodInfo(
+                name=row.name,
+                id=row.method.id,
+                family=row.method.family,
+                reference=row.method.reference,
+                traits=cards.traits(type(row.method)) or {},
+                fields=row.method.model_dump(mode="json"),
+                doc=(type(row.method).__doc__ or "").strip().split("\n")[0],
+            )
+            for row in rows
+        ),
+        counts=Counts(
+            executed=summary.executed,
+            cached=summary.cached,
+            failed=summary.count("failed"),
+            blocked=summary.count("blocked"),
+        ),
+        seconds=summary.seconds,
+        started=datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
+        version=version("mri-harness"),
+        commit=_commit(file.absolute().parent),
+        environment={"plan": _digest(benchmark.plan), "file": file.name, **_machine()},
+    )
+
+
+def _machine() -> dict[str, str]:
+    found = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
+    return found | {package: version(package) for package in ("torch", "numpy", "ray", "monai")}
+
+
+def _commit(folder: Path) -> str | None:
+    """The git commit of the benchmark file's checkout, marked where files are changed."""
+    import subprocess
+
+    try:
+        describe = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+        found = subprocess.run(describe, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None

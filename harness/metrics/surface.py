@@ -27,8 +27,10 @@ Ints = NDArray[np.int64]
 State = Literal["ok", "gt_empty", "pred_empty", "both_empty"]
 Want = Literal["max", "pooled", "torch"]
 
-NEIGHBOURHOOD = 400  # voxels in the near search; ours: the best of 100..1600 on the cases of benchmarks/perf/metrics.py
-GIVE_UP_AFTER = 64  # failed near searches of one label before it may be left to the far search; ours
+# Ours. On the cases of benchmarks/perf/metrics.py the time changes little between 200 and 1600 voxels.
+NEIGHBOURHOOD = 400  # voxels that the near search visits
+GIVE_UP_AFTER = 64  # misses after which a label that mostly misses is left to the far search
+UNREACHED = 1 << 28  # more steps than any image has voxels along an axis, and no overflow when one is added
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,40 @@ def hd95_all(
         raise ValueError(f"unknown definition of HD95 {sorted(unknown)}: choose from {sorted(attribute)}")
     (distances,) = surface_distances(gt, pred, n_labels, [spacing])
     return {label: {w: getattr(found, attribute[w]) for w in want} for label, found in distances.items()}
+
+
+@dataclass(frozen=True)
+class LabelScore:
+    """One value for the records. metric: an id of `harness.metrics.catalogue`.
+
+    status: "ok"; "penalised" where one map lacks the label; "empty", with the value nan, where both do.
+    """
+
+    label: int
+    metric: str
+    value: float
+    status: Literal["ok", "penalised", "empty"]
+
+
+def hd95_records(gt: IntArray, pred: IntArray, n_labels: int, spacing: Sequence[float]) -> list[LabelScore]:
+    """hd95, hd95_pooled (in the unit of `spacing`), hd95_unit (pooled, in voxels) and hd95_missing of each label.
+
+    hd95_missing is 1 where exactly one map has the label, else 0. Arguments and errors as for `surface_distances`.
+    """
+    true, unit = surface_distances(gt, pred, n_labels, [spacing, (1.0,) * len(spacing)])
+    scores = []
+    for label, found in true.items():
+        missing = found.state in ("gt_empty", "pred_empty")
+        status: Literal["ok", "penalised", "empty"] = (
+            "penalised" if missing else "empty" if found.state == "both_empty" else "ok"
+        )
+        scores += [
+            LabelScore(label, "hd95", found.hd95, status),
+            LabelScore(label, "hd95_pooled", found.hd95_pooled, status),
+            LabelScore(label, "hd95_unit", unit[label].hd95_pooled, status),
+            LabelScore(label, "hd95_missing", float(missing), "ok"),
+        ]
+    return scores
 
 
 def surface_distances(
@@ -330,29 +366,28 @@ def _far(queries: Ints, targets: Ints, shape: tuple[int, ...], spacing: tuple[fl
     return _length(nearest[np.argsort(roles)][: len(spacing)], spacing)
 
 
-@numba.njit(cache=True)
-def _row_distances(target, extent_x):  # type: ignore[no-untyped-def]
-    """Along every row of the target's box in x: steps to the nearest target, int32 [x, plane, y]; and which rows
+def _row_distances(target: Ints, extent_x: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+    """Along every row of the targets' box in x: steps to the nearest target, int32 [x, plane, y]; and which rows
     hold a target, bool [plane, y]. Empty rows hold large numbers.
     """
-    y0, y1, z0, z1 = target[1].min(), target[1].max(), target[2].min(), target[2].max()
-    steps = np.full((extent_x, z1 - z0 + 1, y1 - y0 + 1), 1 << 28, np.int32)
-    rows = np.zeros((z1 - z0 + 1, y1 - y0 + 1), np.bool_)
-    for i in range(target.shape[1]):
-        steps[target[0, i], target[2, i] - z0, target[1, i] - y0] = 0
-        rows[target[2, i] - z0, target[1, i] - y0] = True
-    flat = steps.reshape(extent_x, rows.size)
-    for x in range(1, extent_x):
-        _lower(flat[x], flat[x - 1])
-    for x in range(extent_x - 2, -1, -1):
-        _lower(flat[x], flat[x + 1])
+    _, y, z = target - target.min(axis=1)[:, None]
+    rows = np.zeros((int(z.max()) + 1, int(y.max()) + 1), np.bool_)
+    rows[z, y] = True
+    steps = np.full((extent_x, *rows.shape), UNREACHED, np.int32)
+    steps[target[0], z, y] = 0
+    _sweep(steps.reshape(extent_x, rows.size))
     return steps, rows
 
 
 @numba.njit(cache=True)
-def _lower(steps, neighbour):  # type: ignore[no-untyped-def]
-    for r in range(steps.size):
-        steps[r] = min(steps[r], neighbour[r] + np.int32(1))
+def _sweep(steps):  # type: ignore[no-untyped-def]
+    """Forwards, then backwards along the first axis: one step more than the neighbour, if that is less."""
+    last = steps.shape[0] - 1
+    for i in range(2 * last):
+        x, before = (i + 1, i) if i < last else (2 * last - i - 1, 2 * last - i)
+        here, neighbour = steps[x], steps[before]
+        for r in range(here.size):
+            here[r] = min(here[r], neighbour[r] + np.int32(1))
 
 
 @numba.njit(cache=True)

@@ -142,7 +142,7 @@ def _head(subject: Subject) -> Head:
     """Size, pose and torque of a subject's head.
 
     The ICBM152 brain (1.88 l) is a quarter larger than the real OASIS mean: 0.94 (M) and 0.905 (F) bring
-    volumes to B2's. At 5 years a brain has some 94 % of its adult volume.
+    volumes to those of the 35 OASIS scans. At 5 years a brain has some 94 % of its adult volume.
     """
     rng = _rng(subject, "head")
     size = 0.94 if subject.sex == "M" else 0.905
@@ -157,7 +157,7 @@ def _head(subject: Subject) -> Head:
 
 
 def _rotation(angle: float, axis: int) -> npt.NDArray[np.float64]:
-    """Right-handed rotation about one coordinate axis, radians."""
+    """Rotation by `angle` radians in the plane of the other two axes."""
     a, b = (i for i in range(3) if i != axis)
     out = np.eye(3)
     out[a, a] = out[b, b] = np.cos(angle)

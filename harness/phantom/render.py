@@ -17,7 +17,7 @@ from harness.phantom.sites import Site
 
 Float = npt.NDArray[np.float32]
 
-T1_SPREAD = 0.03  # a person's T1s, fraction; with GAIN_SPREAD and B1_SPREAD these are data.md B5's
+T1_SPREAD = 0.03  # a person's T1s, as a fraction, drawn evenly within it; so the next two. All ours
 GAIN_SPREAD = 0.10
 B1_SPREAD = 0.08
 TEXTURE = 0.012  # SD, fraction of the signal; 0.025 looked mottled
@@ -75,7 +75,7 @@ def bias_field(anatomy: AnatomySlices, site: Site, seed: int) -> Float:
     inside = log_field[anatomy.mask]
     middle = (inside.max() + inside.min()) / 2
     half = max(float(inside.max() - inside.min()) / 2, 1e-6)
-    strength = np.log1p(site.bias_peak) * scan.uniform(0.6, 1.0)
+    strength = np.log1p(site.bias_peak) * scan.uniform(0.7, 1.0)
     return np.exp(strength * np.clip((log_field - middle) / half, -1, 1)).astype(np.float32)
 
 

@@ -178,3 +178,13 @@ def matrix(records: pl.DataFrame, method: str, metric: str, sites: tuple[str, ..
         both = {before, row["state"]}
         states[i][j] = row["state"] if before in ("", row["state"]) else "partial" if "scored" in both else before
     return Matrix(method, metric, sources, targets, values, tuple(map(tuple, states)))
+
+
+def cell_fates(records: pl.DataFrame, method: str) -> dict[tuple[int, str, str], bool]:
+    """(seed, source, target) of every cell that a method should have → whether any of its metrics is missing."""
+    fates: dict[tuple[int, str, str], bool] = {}
+    states = cell_states(records).filter((pl.col("method") == method) & (pl.col("state") != "not_applicable"))
+    for row in states.iter_rows(named=True):
+        key = (row["seed"], row["source"], row["target"])
+        fates[key] = fates.get(key, False) or row["state"] in ("failed", "blocked", "absent")
+    return fates

@@ -54,7 +54,7 @@ def test_template_is_symmetric_and_shares_sum_to_the_tissue() -> None:
 
 
 def test_structures_lie_where_mindboggle_puts_them() -> None:
-    """Centroids of the right half against B2's; mm."""
+    """Centroids of the right half against those measured on Mindboggle-MNI, mm RAS."""
     expected = {
         "thalamus": (12, -18, 7),
         "caudate": (14, 10, 10),
@@ -79,7 +79,7 @@ def test_structures_lie_where_mindboggle_puts_them() -> None:
 
 
 def test_mean_volumes_match_real_brains() -> None:
-    """Means over eight adults against data.md B2 (35 OASIS-1 scans, both sides), ml.
+    """Means over eight adults against 35 real OASIS-1 scans, both sides, ml.
 
     Brainstem and cerebellar white matter: wider, real field and template are cropped differently.
     """

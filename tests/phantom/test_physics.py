@@ -90,7 +90,7 @@ def test_t1_spgr_contrast_and_b1() -> None:
 
 @pytest.mark.parametrize(
     ("name", "gm", "csf"),
-    # The model column of data.md B4; OASIS with effective T1s, its real GM/WM is .614.
+    # GM/WM and CSF/WM computed once outside the project; OASIS with effective T1s, its real GM/WM is .614.
     [
         ("CALTECH", 0.70, 0.32),
         ("KKI", 0.44, 0.06),

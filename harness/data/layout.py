@@ -1,0 +1,284 @@
+"""Where a site's scans lie: path patterns with named fields, and the table of who was scanned.
+
+A pattern such as `sub-{scan}_T1w.nii.gz` or `{subject}/{session}/anat/*_T1w.nii.gz` is relative to the data root
+and cannot leave it. A field matches part of one name and the same text wherever it recurs.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Literal
+
+from harness.problems import Problem, did_you_mean
+
+if TYPE_CHECKING:
+    from harness.data.schema import NiftiCard, SubjectsTable
+
+FIELDS = ("scan", "subject", "session")
+_FIELD = re.compile(r"\{([^{}]*)\}")
+
+
+@dataclass(frozen=True)
+class ScanFiles:
+    """One scan: who, and where its files lie below the data root. `label` and `mask` may not exist."""
+
+    name: str
+    id: str
+    subject: str
+    image: str
+    label: str | None = None
+    mask: str | None = None
+    age: float | None = None
+    sex: Literal["F", "M"] | None = None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The scans of a site, ordered by name, and what is wrong with how they lie."""
+
+    scans: tuple[ScanFiles, ...] = ()
+    problems: tuple[Problem, ...] = ()
+
+
+# ---------------------------------------------------------------------------------------------- patterns
+
+
+def path_trouble(path: str) -> str | None:
+    """Why a path cannot be used below a data root, or None."""
+    if not path.strip():
+        return "is empty; name a path below the data root"
+    if path.startswith(("/", "~")) or re.match(r"^[A-Za-z]:|^\\", path):
+        return f"{path!r} is absolute; write it relative to the data root (--root, or data.root)"
+    if "\\" in path:
+        return f"{path!r} has a backslash; separate folders with /"
+    if ".." in PurePosixPath(path).parts:
+        return f"{path!r} leaves the data root; a path may not contain .."
+    return None
+
+
+def pattern_trouble(pattern: str) -> str | None:
+    """Why a pattern cannot be used, or None."""
+    trouble = path_trouble(pattern)
+    if trouble:
+        return trouble
+    if _FIELD.sub("", pattern).count("{") or _FIELD.sub("", pattern).count("}"):
+        return f"{pattern!r} has a brace without its partner"
+    if "**" in pattern:
+        return f"{pattern!r}: ** is not known; write out the folders, with * for a name that varies"
+    for name in _FIELD.findall(pattern):
+        if name not in FIELDS:
+            return f"unknown field {{{name}}}{did_you_mean(name, FIELDS)}"
+    return None
+
+
+def fields_of(pattern: str) -> set[str]:
+    return set(_FIELD.findall(pattern))
+
+
+def _regex(pattern: str) -> re.Pattern[str]:
+    seen: set[str] = set()
+    parts: list[str] = []
+    for index, piece in enumerate(_FIELD.split(pattern)):
+        if index % 2 == 0:
+            parts.append("[^/]*".join(map(re.escape, piece.split("*"))))
+        elif piece in seen:
+            parts.append(f"(?P={piece})")
+        else:
+            seen.add(piece)
+            parts.append(f"(?P<{piece}>[^/]+?)")
+    return re.compile("".join(parts))
+
+
+def _glob(pattern: str, values: Mapping[str, str]) -> str:
+    """The pattern for glob: fields in `values` filled in, other fields `*`."""
+    pieces = _FIELD.split(pattern)
+    return "".join(
+        (glob.escape(values[piece]) if piece in values else "*")
+        if index % 2
+        else "*".join(map(glob.escape, piece.split("*")))
+        for index, piece in enumerate(pieces)
+    )
+
+
+def _matches(root: Path, pattern: str, values: Mapping[str, str] | None = None) -> list[tuple[str, dict[str, str]]]:
+    """(path below root, field values) of each file that matches, ordered by path."""
+    values = values or {}
+    regex = _regex(pattern)
+    found = []
+    for path in sorted(glob.glob(_glob(pattern, values), root_dir=root)):
+        posix = path.replace("\\", "/")
+        match = regex.fullmatch(posix)
+        if match and match.groupdict().items() >= values.items() and (root / path).is_file():
+            found.append((posix, match.groupdict()))
+    return found
+
+
+# ------------------------------------------------------------------------------------------------- scans
+
+
+@dataclass
+class _Rows:
+    """The table of subjects: scan (or subject) → its row; `label` names the file and line for messages."""
+
+    rows: dict[str, _Row] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Row:
+    subject: str
+    age: float | None
+    sex: Literal["F", "M"] | None
+
+
+def find_scans(root: Path, card: NiftiCard, site_name: str) -> Layout:
+    """The scans of a site below `root`; the site must have files of its own (no `of:`).
+
+    Never raises for what is found there: every problem is in the result.
+    """
+    site = card.sites[site_name]
+    assert site.image is not None
+    problems: list[Problem] = []
+    cohort = site.cohort or site_name
+    table = _read_table(root, site.subjects) if site.subjects else None
+    persons = {scan: group[0] for group in site.same_subject for scan in group}
+    seen: dict[str, str] = {}
+    scans: list[ScanFiles] = []
+    for path, values in _matches(root, site.image):
+        name = _scan_name(values)
+        if name in site.exclude:
+            seen.setdefault(name, path)
+            continue
+        if name in seen:
+            what = f"scan {name!r} again, first at {seen[name]}; make the pattern narrower, or remove one"
+            problems.append(Problem(str(root / path), what))
+            continue
+        seen[name] = path
+        label, mask = (_partner(root, role, getattr(site, role), values, path, problems) for role in ("label", "mask"))
+        row = _row(table, name, values, root / path, site.subjects, problems)
+        subject = (row.subject if row else "") or persons.get(name) or values.get("subject") or name
+        scans.append(
+            ScanFiles(
+                name,
+                f"{cohort}-{name}",
+                f"{cohort}-{subject}",
+                path,
+                label,
+                mask,
+                row.age if row else None,
+                row.sex if row else None,
+            )
+        )
+    if not seen:
+        what = f"no file matches; check the root, and the pattern of {site_name}"
+        problems.append(Problem(str(root / site.image), what))
+    else:
+        problems += _unknown_names(card, site_name, seen)
+    return Layout(tuple(sorted(scans, key=lambda scan: scan.name)), (*(table.problems if table else ()), *problems))
+
+
+def _scan_name(values: Mapping[str, str]) -> str:
+    if "scan" in values:
+        return values["scan"]
+    return "_".join(values[name] for name in ("subject", "session") if name in values)
+
+
+def _partner(
+    root: Path, role: str, pattern: str | None, values: Mapping[str, str], image: str, problems: list[Problem]
+) -> str | None:
+    """The label or mask that belongs to an image."""
+    if pattern is None:
+        return None
+    given = {name: value for name, value in values.items() if name in fields_of(pattern)}
+    found = [path for path, _ in _matches(root, pattern, given)]
+    if len(found) == 1:
+        return found[0]
+    expected = _FIELD.sub(lambda match: values[match[1]], pattern)
+    if found:
+        what = f"{len(found)} files match ({', '.join(found[:2])}…); make the {role} pattern narrower"
+    else:
+        what = f"no such {role} for {image}; add the file, or exclude {_scan_name(values)!r}"
+    problems.append(Problem(str(root / expected), what))
+    return None
+
+
+def _unknown_names(card: NiftiCard, site_name: str, seen: Mapping[str, str]) -> list[Problem]:
+    """Names in the card that no scan has: a slip there would leave a bad scan in, or a person on two sides."""
+    site = card.sites[site_name]
+    places = [(("exclude", i), name) for i, name in enumerate(site.exclude)]
+    places += [
+        (("same_subject", i, j), name) for i, group in enumerate(site.same_subject) for j, name in enumerate(group)
+    ]
+    return [
+        card.problem(("sites", site_name, *at), f"{at[0]}: there is no scan {name!r}{did_you_mean(name, seen)}")
+        for at, name in places
+        if name not in seen
+    ]
+
+
+def _row(
+    table: _Rows | None,
+    name: str,
+    values: Mapping[str, str],
+    path: Path,
+    given: SubjectsTable | None,
+    problems: list[Problem],
+) -> _Row | None:
+    if table is None or given is None:
+        return None
+    row = table.rows.get(name) or table.rows.get(values.get("subject", ""))
+    if row is None and table.rows:
+        problems.append(Problem(str(path), f"scan {name!r} is not in {given.file}; add its row, or exclude it"))
+    return row
+
+
+def _read_table(root: Path, table: SubjectsTable) -> _Rows:
+    path, result = root / table.file, _Rows()
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+            if table.scan not in (reader.fieldnames or ()):
+                columns = ", ".join(reader.fieldnames or ()) or "none"
+                what = f"has no column {table.scan!r} (it has {columns}); set subjects.scan to the right one"
+                result.problems.append(Problem(str(path), what))
+                return result
+            for raw in reader:
+                _add_row(result, f"{path}:{reader.line_num}", raw, table)
+    except FileNotFoundError:
+        result.problems.append(Problem(str(path), "no such table of subjects; add it, or drop subjects: from the card"))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        result.problems.append(Problem(str(path), f"the table cannot be read: {error}; save it as UTF-8 text"))
+    return result
+
+
+def _add_row(result: _Rows, line: str, raw: Mapping[str, str | None], table: SubjectsTable) -> None:
+    def cell(column: str) -> str:
+        text = (raw.get(column) or "").strip()
+        return "" if text.lower() in ("n/a", "na", "nan") else text
+
+    scan = cell(table.scan)
+    if scan in result.rows:
+        result.problems.append(Problem(line, f"scan {scan!r} is listed twice; keep one row"))
+        return
+    age: float | None = None
+    if cell(table.age):
+        try:
+            age = float(cell(table.age))
+        except ValueError:
+            age = -1.0
+        if not 0 <= age <= 130:
+            result.problems.append(Problem(line, f"age {cell(table.age)!r} is no age in years; mend or empty it"))
+            age = None
+    sex: Literal["F", "M"] | None = None
+    if cell(table.sex):
+        letter = cell(table.sex)[0].upper()
+        if letter in "FM":
+            sex = "F" if letter == "F" else "M"
+        else:
+            result.problems.append(Problem(line, f"sex {cell(table.sex)!r} is neither F nor M; mend or empty it"))
+    result.rows[scan] = _Row(cell(table.subject), age, sex)

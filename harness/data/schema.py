@@ -1,0 +1,370 @@
+"""What a dataset card may say: the models behind datasets/*.yaml. Reading and merging cards is in card.py.
+
+The models check the shape of each value; `cross_check` checks what one value says of another, and names the exact
+place of each mistake. Importing this module needs pydantic and YAML only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, PlainValidator, PrivateAttr, model_validator
+
+from harness.api import Settings
+from harness.data import layout
+from harness.problems import Problem, did_you_mean
+from harness.yamlfile import Document, Where
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+IDENTITY = "identity"
+
+
+def _count(value: Any) -> int | Literal["all"]:
+    """A plain function in place of a union: one mistake gives one message."""
+    if value == "all" or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
+        return value
+    raise ValueError(f"must be a whole number above 0, or all; got {value!r}")
+
+
+def _fractions(value: tuple[float, float]) -> tuple[float, float]:
+    if not 0 <= value[0] < value[1] <= 1:
+        raise ValueError("must be two fractions of the brain's extent, 0 <= first < second <= 1")
+    return value
+
+
+class Slices(Settings):
+    """How slices are cut from a volume in closest-canonical RAS.
+
+    plane:    coronal (posterior to anterior), axial (inferior to superior) or sagittal (left to right).
+              Row 0 is superior (axial: anterior), column 0 is left (sagittal: posterior).
+    size:     rows = columns; slices are cropped or padded to it about the middle of the brain.
+    pixel_mm: in-plane pixel; null keeps the voxels as they are (never resampled).
+    count:    slices per scan, evenly spread over `range`; `all` keeps every slice.
+    range:    part of the brain's extent across the slices that is used, as fractions.
+    """
+
+    plane: Literal["coronal", "axial", "sagittal"] = "coronal"
+    size: int = Field(256, ge=16, le=1024)
+    pixel_mm: float | None = Field(None, ge=0.1, le=10)
+    count: Annotated[int | Literal["all"], PlainValidator(_count)] = "all"
+    range: Annotated[tuple[float, float], AfterValidator(_fractions)] = (0.0, 1.0)
+
+
+class Intensity(Settings):
+    """How grey levels 0..255 are made: the given percentile of the brain's voxels becomes 255.
+
+    Written as `{percentile: 99.5}`, as `max` (percentile 100), or as `none` for files that are 8-bit already.
+    """
+
+    percentile: float | None = Field(99.5, ge=50, le=100)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _word(cls, value: Any) -> Any:
+        words = {"max": {"percentile": 100.0}, "none": {"percentile": None}}
+        if isinstance(value, str):
+            if value not in words:
+                raise ValueError(f"write {{percentile: 99.5}}, max or none; got {value!r}")
+            return words[value]
+        return value
+
+
+class SplitRule(Settings):
+    """Which subjects are trained on: fractions by count, or a file that lists them."""
+
+    train: float = Field(0.60, gt=0, lt=1)
+    validation: float = Field(0.15, gt=0, lt=1)
+    test: float = Field(0.25, gt=0, lt=1)
+    seed: int = 0
+    file: str | None = None
+
+    @property
+    def fractions(self) -> tuple[float, float, float]:
+        return self.train, self.validation, self.test
+
+
+class LabelTable(Settings):
+    """Label names in order of their value, background first; and how other numberings map to them.
+
+    groupings: name → {id or "low-high" range: label name}. A single id counts before a range that holds it. Ids
+    that a grouping does not mention are reported by the audit. `identity` always exists: label i is i.
+    """
+
+    names: list[str] = Field(min_length=2, max_length=255)
+    groupings: dict[str, dict[int | str, str]] = Field(default_factory=dict)
+
+    def ranges(self, grouping: str) -> list[tuple[int, int, int]]:
+        """(lowest id, highest id, label) for each entry; single ids last, so that later entries count."""
+        if grouping == IDENTITY:
+            return [(i, i, i) for i in range(len(self.names))]
+        found = [(*_ids(key), self.names.index(name)) for key, name in self.groupings[grouping].items()]
+        return sorted(found, key=lambda entry: (entry[0] - entry[1], entry))
+
+
+def _ids(key: int | str) -> tuple[int, int]:
+    """Lowest and highest id of a grouping's key. Raises ValueError if it is neither an id nor a range."""
+    low, dash, high = str(key).partition("-")
+    first, last = int(low), int(high if dash else low)
+    if not 0 <= first <= last:
+        raise ValueError(key)
+    return first, last
+
+
+class SubjectsTable(Settings):
+    """A CSV or TSV file below the data root, one row per scan; the fields name its columns.
+
+    `scan` must exist; a scan is looked up by its name, else by its subject's. The other columns may be missing.
+    `age` is in years; `sex` is F or M. Written as a plain path, it has the columns named here.
+    """
+
+    file: str
+    scan: str = "scan"
+    subject: str = "subject"
+    age: str = "age"
+    sex: str = "sex"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _path(cls, value: Any) -> Any:
+        return {"file": value} if isinstance(value, str) else value
+
+
+class Bias(Settings):
+    """A smooth multiplicative field: its largest deviation from 1 in the brain, and its smoothness in mm."""
+
+    amplitude: float = Field(ge=0, le=2)
+    sigma_mm: float = Field(40.0, ge=10, le=200)
+
+
+def _curve(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    inputs = [x for x, _ in points]
+    if len(points) < 2 or inputs != sorted(set(inputs)) or (inputs[0], inputs[-1]) != (0, 1):
+        raise ValueError("must be [[0, y], ..., [1, y]] with inputs that rise from 0 to 1")
+    return points
+
+
+class Shift(Settings):
+    """A declared, simulated change of acquisition, applied to real scans; always shown as simulated.
+
+    Applied to brain intensities in 0..1 in this order: `curve` (piecewise linear through [input, output]
+    points), `gamma` (x to the power gamma), `bias`, `blur_mm` (Gaussian, full width at half maximum), `noise`
+    (Rician; SD in each channel as a fraction of full scale). Seeded per scan.
+    """
+
+    curve: Annotated[list[tuple[float, float]], AfterValidator(_curve)] | None = None
+    gamma: float = Field(1.0, ge=0.2, le=5)
+    bias: Bias | None = None
+    blur_mm: float = Field(0.0, ge=0, le=20)
+    noise: float = Field(0.0, ge=0, le=0.5)
+    seed: int = 0
+
+    def describe(self) -> str:
+        """In words, for tables: 'simulated: gamma 1.6, bias ±25 %'."""
+        parts = ["contrast curve"] if self.curve else []
+        parts += [f"gamma {self.gamma:g}"] if self.gamma != 1 else []
+        parts += [f"bias ±{100 * self.bias.amplitude:g} %"] if self.bias else []
+        parts += [f"blur {self.blur_mm:g} mm"] if self.blur_mm else []
+        parts += [f"noise {100 * self.noise:g} %"] if self.noise else []
+        return f"simulated: {', '.join(parts) or 'no change'}"
+
+
+class NiftiSite(Settings):
+    """One site of real scans.
+
+    image, label, mask: path patterns below the data root with the fields {scan}, or {subject} and {session}; `*`
+                matches any part of one name. Without a mask the brain is where the image is above 0.
+    grouping:   which of the label table's groupings reads the label files.
+    subjects:   table of who was scanned. same_subject: lists of scans of one person.
+    exclude:    scans to leave out.
+    cohort:     sites with one cohort share subjects' names; default: the site alone.
+    of, shift:  `of: OTHER` takes OTHER's scans; `shift` changes them. See `Shift`.
+    """
+
+    image: str | None = None
+    label: str | None = None
+    mask: str | None = None
+    grouping: str = IDENTITY
+    subjects: SubjectsTable | None = None
+    same_subject: list[list[str]] = Field(default_factory=list)
+    exclude: list[str] = Field(default_factory=list)
+    cohort: str | None = None
+    of: str | None = None
+    shift: Shift | None = None
+
+
+class PhantomSite(Settings):
+    """One site of the phantom. scans: how many; null takes the paper's number."""
+
+    scans: int | None = Field(None, ge=3)
+
+
+class BaseCard(Settings):
+    """What every card has.
+
+    access tells how to get the data. scans: at most so many scans per site (whole subjects, chosen by hash).
+    """
+
+    id: str = Field(pattern=NAME)
+    name: str
+    simulated: bool
+    modality: str
+    reference: str
+    licence: str
+    access: str
+    notes: str = ""
+    labels: LabelTable | None = None
+    slices: Slices = Slices()
+    split: SplitRule = SplitRule()
+    scans: int | None = Field(None, ge=3)
+
+    _source: Document = PrivateAttr(default_factory=lambda: Document("card", {}))
+    _split_file: str | None = PrivateAttr(default=None)
+
+    @property
+    def split_file(self) -> str | None:
+        """Path of the split file, resolved against the file that names it."""
+        return self._split_file
+
+    def problem(self, loc: Where, what: str) -> Problem:
+        """A problem at the place of a field: in the card, or in the benchmark file that overrides it."""
+        return self._source.problem(loc, what)
+
+
+class PhantomCard(BaseCard):
+    """Simulated scans; see harness/phantom.
+
+    anatomies: folder below the data root with label maps (15 groups, 1 mm) of real people, in place of the
+    deformed template; each is then a subject scanned at every site.
+    """
+
+    kind: Literal["phantom"]
+    simulated: Literal[True]
+    sites: dict[str, PhantomSite | None] = Field(min_length=1)
+    seed: int = 0
+    anatomies: str | None = None
+
+
+class NiftiCard(BaseCard):
+    """Scans in files that nibabel reads: NIfTI, Analyze, MGH."""
+
+    kind: Literal["nifti"]
+    sites: dict[str, NiftiSite] = Field(min_length=1)
+    intensity: Intensity = Intensity()
+
+    def scanned(self, site: str) -> str:
+        """The site whose files `site` uses: itself, or the one it is `of`."""
+        return self.sites[site].of or site
+
+
+Card = PhantomCard | NiftiCard
+KINDS: dict[str, type[PhantomCard] | type[NiftiCard]] = {"phantom": PhantomCard, "nifti": NiftiCard}
+
+
+# ----------------------------------------------------------------------------------------- cross-checks
+
+
+def cross_check(card: Card) -> Iterator[tuple[Where, str]]:
+    """(where, what) for each value that contradicts another."""
+    import re
+
+    for site in card.sites:
+        if not re.fullmatch(NAME, site):
+            yield ("sites", site), f"{site!r} is no name for a site; use letters, digits, _ . and -"
+    total = sum(card.split.fractions)
+    if abs(total - 1) > 1e-6:
+        yield ("split",), f"train, validation and test sum to {total:g}; make them sum to 1"
+    if card.labels is not None:
+        yield from _check_labels(card.labels)
+    if isinstance(card, PhantomCard):
+        yield from _check_phantom(card)
+    else:
+        for name, site in card.sites.items():
+            yield from _check_site(card, name, site)
+
+
+def _check_labels(table: LabelTable) -> Iterator[tuple[Where, str]]:
+    for index, name in enumerate(table.names):
+        if name in table.names[:index]:
+            yield ("labels", "names", index), f"{name!r} is listed twice"
+    for grouping, entries in table.groupings.items():
+        at: Where = ("labels", "groupings", grouping)
+        if grouping == IDENTITY:
+            yield at, "identity always exists and cannot be replaced; choose another name"
+        for key, name in entries.items():
+            try:
+                _ids(key)
+            except ValueError:
+                yield (*at, key), f"{key!r} is neither an id nor a range such as 1000-1035"
+            if name not in table.names:
+                yield (*at, key), f"{name!r} is no label{did_you_mean(name, table.names)}"
+
+
+def _check_phantom(card: PhantomCard) -> Iterator[tuple[Where, str]]:
+    slices = card.slices
+    if slices.plane != "coronal":
+        yield ("slices", "plane"), "the phantom is cut coronally; write plane: coronal"
+    if slices.size * (slices.pixel_mm or 1.0) < 150:
+        seen = slices.size * (slices.pixel_mm or 1.0)
+        yield ("slices", "size"), f"size × pixel_mm is {seen:g} mm; a brain needs 150 mm or more"
+    if card.anatomies is not None:
+        trouble = layout.path_trouble(card.anatomies)
+        if trouble:
+            yield ("anatomies",), trouble
+
+
+def _check_site(card: NiftiCard, name: str, site: NiftiSite) -> Iterator[tuple[Where, str]]:
+    at: Where = ("sites", name)
+    if site.of is not None:
+        yield from _check_copy(card, name, site)
+        return
+    if site.image is None:
+        yield at, "image is missing; give a path pattern, or `of:` another site"
+        return
+    fields = layout.fields_of(site.image)
+    for role in ("image", "label", "mask"):
+        pattern = getattr(site, role)
+        if pattern is None:
+            continue
+        trouble = layout.pattern_trouble(pattern)
+        if trouble is None and role != "image" and not layout.fields_of(pattern) <= fields:
+            trouble = f"uses fields that image does not have; it has {', '.join(sorted(fields)) or 'none'}"
+        if trouble is None and role == "image" and not fields & {"scan", "subject"}:
+            trouble = "names no {scan} or {subject}; without one, scans cannot be told apart"
+        if trouble:
+            yield (*at, role), f"{role}: {trouble}"
+    if site.subjects is not None:
+        trouble = layout.path_trouble(site.subjects.file)
+        if trouble:
+            yield (*at, "subjects"), f"subjects: {trouble}"
+    if site.label is not None:
+        if card.labels is None:
+            yield (*at, "label"), "the card has no labels table; add labels: and name the groups"
+        elif site.grouping != IDENTITY and site.grouping not in card.labels.groupings:
+            known = [IDENTITY, *card.labels.groupings]
+            yield (*at, "grouping"), f"unknown grouping {site.grouping!r}{did_you_mean(site.grouping, known)}"
+    yield from _check_twice(at, site.same_subject)
+
+
+def _check_copy(card: NiftiCard, name: str, site: NiftiSite) -> Iterator[tuple[Where, str]]:
+    at: Where = ("sites", name)
+    base = card.sites.get(site.of or "")
+    if base is None:
+        yield (*at, "of"), f"unknown site {site.of!r}{did_you_mean(site.of or '', [s for s in card.sites if s != name])}"
+    elif base.of is not None:
+        yield (*at, "of"), f"{site.of} is itself a copy; write of: {base.of}"
+    for field in site.model_fields_set - {"of", "shift"}:
+        yield (*at, field), f"{field} comes from {site.of}; only shift: goes with of:"
+    if site.shift is None:
+        yield at, f"is an unchanged copy of {site.of}; add shift: and say what changes"
+
+
+def _check_twice(at: Where, groups: Sequence[Sequence[str]]) -> Iterator[tuple[Where, str]]:
+    seen: set[str] = set()
+    for i, group in enumerate(groups):
+        for j, scan in enumerate(group):
+            if scan in seen:
+                yield (*at, "same_subject", i, j), f"scan {scan!r} is listed twice; put all scans of a person in one list"
+            seen.add(scan)

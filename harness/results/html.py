@@ -1,0 +1,146 @@
+"""The report: one HTML file with everything in it, that opens without a network. Layout in report.html.j2.
+
+Names, notes and error lines come from users and from exceptions: the template escapes every value, and figures are
+embedded as images, in which nothing can run.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from jinja2 import Environment, StrictUndefined
+from matplotlib.figure import Figure
+
+from harness.engine.store import write_atomically
+from harness.metrics.catalogue import METRICS
+from harness.results import aggregate, exhibits, figures, leaderboard, pictures, records, runinfo, terminal
+from harness.results.exhibits import Panel
+from harness.results.leaderboard import Leaderboard
+from harness.results.significance import p_text
+
+TEMPLATE = Path(__file__).with_name("report.html.j2")
+MOST_PANELS = 6
+MOST_CURVES = 24
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A figure of the report: its name as a file, its caption, and the figure."""
+
+    name: str
+    section: str
+    caption: str
+    figure: Figure
+    raster: bool = False
+
+    @property
+    def uri(self) -> str:
+        """The figure as a data: URI."""
+        kind, data = ("png", figures.png(self.figure, 110)) if self.raster else ("svg+xml", figures.svg(self.figure))
+        return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def write_report(folder: Path, path: Path) -> Path:
+    """Write the report of a results folder; returns `path`. Raises UserError where the folder is damaged."""
+    write_atomically(path, render(folder))
+    return path
+
+
+def render(folder: Path) -> str:
+    """The report of a results folder as HTML text."""
+    info, table = runinfo.read(folder), records.read(folder)
+    board = leaderboard.build_from(info, table)
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"p": p_text, "when": _when, "duration": _duration, "setting": _setting}
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        board=board,
+        info=info,
+        metrics=METRICS,
+        shown=list(all_figures(folder, board, table)),
+        comparisons=_by_metric(board),
+        label=terminal.trait_label,
+        mark=terminal.trait_mark,
+        rank=terminal.rank_text,
+        failed=terminal.failed_text,
+        dataset=info.dataset.model_dump(exclude={"id", "name", "simulated"}),
+        records=len(table),
+    )
+
+
+def all_figures(folder: Path, board: Leaderboard, table: pl.DataFrame) -> Iterator[Shown]:
+    """Every figure that the folder's data allow, in the order of the report."""
+    names = [row.method for row in board.rows]
+    yield from _matrices(board, table, names)
+    if board.ranks and len(board.ranks.mean_ranks) > 1:
+        caption = "Mean ranks, best at the left. A bar joins methods that differ by less than the critical difference."
+        yield Shown("critical-difference", "ranks", caption, figures.critical_difference(board.ranks))
+    yield from _histograms(exhibits.read_histograms(folder), names)
+    yield from _panels(exhibits.read_panels(folder), names, board.info.dataset.label_names)
+    yield from _curves(exhibits.read_curves(folder))
+
+
+def _matrices(board: Leaderboard, table: pl.DataFrame, names: list[str]) -> Iterator[Shown]:
+    for metric in board.metrics:
+        having = [n for n in names if next(r for r in board.rows if r.method == n).scores[metric].applicable]
+        found = [aggregate.matrix(table, name, metric, board.info.sites) for name in having]
+        caption = f"{METRICS[metric].name} of every source and target on one colour scale; brighter is better."
+        yield Shown(f"matrix-{metric}", "matrices", caption, figures.matrices(found))
+
+
+def _histograms(table: pl.DataFrame, names: list[str]) -> Iterator[Shown]:
+    after = table.filter((pl.col("kind") == "after") & (pl.col("source") != pl.col("site")))
+    for source in after["source"].unique(maintain_order=True):
+        caption = f"Brain intensities of each target before and after harmonisation to {source}, beside {source} itself."
+        yield Shown(f"histograms-{source}", "histograms", caption, figures.histograms(table, source, names))
+
+
+def _panels(panels: tuple[Panel, ...], names: list[str], labels: tuple[str, ...]) -> Iterator[Shown]:
+    groups: dict[tuple[str, str, str, int], list[Panel]] = {}
+    for panel in panels:
+        groups.setdefault((panel.source, panel.target, panel.subject, panel.slice), []).append(panel)
+    for (source, target, subject, number), group in list(groups.items())[:MOST_PANELS]:
+        group.sort(key=lambda p: names.index(p.method) if p.method in names else len(names))
+        caption = f"{source}→{target}, subject {subject}, slice {number}."
+        yield Shown(f"panels-{source}-{target}", "panels", caption, pictures.panels(group, labels), raster=True)
+
+
+def _curves(table: pl.DataFrame) -> Iterator[Shown]:
+    keys = table.select("method", "stage", "name").unique(maintain_order=True)
+    if keys.is_empty():
+        return
+    some = table.join(keys.head(MOST_CURVES), on=["method", "stage", "name"], how="semi", maintain_order="left")
+    more = "" if len(keys) <= MOST_CURVES else f" The first {MOST_CURVES} of {len(keys)}; all are in curves.parquet."
+    yield Shown("curves", "curves", f"Training curves, one line per source, target and seed.{more}", figures.curves(some))
+
+
+def _by_metric(board: Leaderboard) -> Mapping[str, list[Any]]:
+    found: dict[str, list[Any]] = {}
+    for comparison in board.comparisons:
+        found.setdefault(comparison.metric, []).append(comparison)
+    return found
+
+
+def _when(iso: str) -> str:
+    """ "2025-01-31 12:00 UTC" """
+    try:
+        return datetime.fromisoformat(iso).strftime("%Y-%m-%d %H:%M %Z").strip()
+    except ValueError:
+        return iso
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
+
+
+def _setting(value: Any) -> str:
+    """A field's value in one line."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

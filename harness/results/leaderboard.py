@@ -1,0 +1,245 @@
+"""The leaderboard of a results folder: means, coverage, ranks and tests, as frozen rows that tables render."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from harness.metrics.catalogue import METRICS
+from harness.results import aggregate, records, runinfo
+from harness.results.aggregate import Failure
+from harness.results.runinfo import RunInfo
+from harness.results.significance import LEVEL, Comparison, RankTest, compare, intervals, rank_test
+
+MARK = "†"
+"""Stands beside a mean over fewer cells than expected."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """One metric of one method over its off-diagonal cells; values in the unit of the records.
+
+    mean, sd: over source–target pairs, population SD; None without a value. low, high: 95 % interval of the mean,
+    None where it is not defined. seed_sd: over seeds; None with one seed. in_domain: mean over the diagonal cells,
+    None where the method was not run there. The counts are cells (seed, source, target), `penalised` is records.
+    """
+
+    metric: str
+    mean: float | None = None
+    sd: float | None = None
+    low: float | None = None
+    high: float | None = None
+    seed_sd: float | None = None
+    in_domain: float | None = None
+    pairs: int = 0
+    expected: int = 0
+    scored: int = 0
+    failed: int = 0
+    blocked: int = 0
+    absent: int = 0
+    empty: int = 0
+    penalised: int = 0
+
+    @property
+    def applicable(self) -> bool:
+        """Whether the method is expected to have this metric anywhere."""
+        return self.expected > 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether every expected cell was scored; only such means are compared with one another."""
+        return self.scored > 0 and self.scored + self.empty == self.expected
+
+    @property
+    def text(self) -> str:
+        """"83.12 ± 1.23" as tables show it, marked if incomplete; "–" where not applicable, "failed" without value."""
+        info = METRICS[self.metric]
+        if self.mean is None:
+            return "failed" if self.failed + self.blocked + self.absent else "–"
+        return f"{info.text(self.mean)} ± {info.text(self.sd)}" + ("" if self.complete else MARK)
+
+    @property
+    def interval_text(self) -> str:
+        """"81.90 – 84.02", or "–"."""
+        info = METRICS[self.metric]
+        return "–" if self.low is None else f"{info.text(self.low)} – {info.text(self.high)}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method. `cells` and `failed_cells` count (seed, source, target) of all metrics, diagonal included."""
+
+    position: int
+    method: str
+    id: str
+    family: str
+    reference: str
+    traits: Mapping[str, bool]
+    scores: Mapping[str, Score]
+    mean_rank: float | None
+    available_rank: float | None
+    cells: int
+    failed_cells: int
+
+
+@dataclass(frozen=True)
+class Leaderboard:
+    """Rows best first by the headline metric; rows with missing cells come after all complete ones."""
+
+    info: RunInfo
+    rows: tuple[Row, ...]
+    ranks: RankTest | None
+    comparisons: tuple[Comparison, ...]
+    failures: tuple[Failure, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Metrics that at least one row has, the headline first."""
+        seen = [m for m in self.info.metrics if any(row.scores[m].applicable for row in self.rows)]
+        return tuple(sorted(seen, key=lambda m: m != self.info.headline))
+
+    @property
+    def traits(self) -> tuple[str, ...]:
+        """Names of the traits that any row declares, in order of appearance."""
+        return tuple(dict.fromkeys(trait for row in self.rows for trait in row.traits))
+
+    def best(self, metric: str) -> frozenset[str]:
+        """Names of the rows with the best mean among the complete ones."""
+        return _best({row.method: row.scores[metric] for row in self.rows}, metric)
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything as plain JSON values."""
+        return {
+            "benchmark": self.info.benchmark,
+            "run_id": self.info.run_id,
+            "dataset": self.info.dataset.id,
+            "simulated": self.info.dataset.simulated,
+            "baseline": self.info.baseline,
+            "headline": self.info.headline,
+            "metrics": list(self.metrics),
+            "rows": [asdict(row) for row in self.rows],
+            "ranks": asdict(self.ranks) if self.ranks else None,
+            "comparisons": [asdict(comparison) for comparison in self.comparisons],
+            "failures": [asdict(failure) for failure in self.failures],
+            "notes": list(self.notes),
+        }
+
+
+def build(folder: Path) -> Leaderboard:
+    """The leaderboard of a results folder. Raises UserError where its files are absent or damaged."""
+    return build_from(runinfo.read(folder), records.read(folder))
+
+
+def build_from(info: RunInfo, table: pl.DataFrame) -> Leaderboard:
+    """The leaderboard of records already read."""
+    present = set(table["method"])
+    # The task model is listed among the methods, but is no row of the matrix.
+    names = [m.name for m in info.methods if m.name in present]
+    names += sorted(present - set(names))
+    metrics = tuple(dict.fromkeys((*info.metrics, *table["metric"].unique().sort())))
+    info = info.model_copy(update={"metrics": metrics})
+    scores = _scores(table, names, metrics)
+    best = {m: min(_best({n: scores[n][m] for n in names}, m), key=names.index, default=None) for m in metrics}
+    ranks = rank_test(table, names)
+    ordered = sorted(names, key=lambda name: _place(scores[name][info.headline], info.headline))
+    rows = tuple(_row(i, name, info, table, scores[name], ranks) for i, name in enumerate(ordered, 1))
+    comparisons = compare(table, names, metrics, best, info.baseline)
+    failures = aggregate.failures(table)
+    return Leaderboard(info, rows, ranks, comparisons, failures, _notes(info, rows, ranks, failures))
+
+
+def _scores(table: pl.DataFrame, names: list[str], metrics: tuple[str, ...]) -> dict[str, dict[str, Score]]:
+    means = _by_key(aggregate.method_means(table))
+    diagonal = _by_key(aggregate.in_domain_means(table))
+    counts = _by_key(aggregate.coverage(table))
+    limits = intervals(table)
+    found: dict[str, dict[str, Score]] = {}
+    for name in names:
+        found[name] = {}
+        for metric in metrics:
+            key = (name, metric)
+            low, high = limits.get(key, (None, None))
+            found[name][metric] = Score(
+                metric,
+                low=low,
+                high=high,
+                in_domain=diagonal.get(key, {}).get("mean"),
+                **means.get(key, {}),
+                **counts.get(key, {}),
+            )
+    return found
+
+
+def _by_key(frame: pl.DataFrame) -> dict[tuple[str, str], dict[str, Any]]:
+    return {(row.pop("method"), row.pop("metric")): row for row in frame.iter_rows(named=True)}
+
+
+def _best(scores: Mapping[str, Score], metric: str) -> frozenset[str]:
+    complete = {name: s.mean for name, s in scores.items() if s.complete and s.mean is not None}
+    if not complete:
+        return frozenset()
+    top = (min if METRICS[metric].lower_is_better else max)(complete.values())
+    return frozenset(name for name, mean in complete.items() if mean == top)
+
+
+def _place(score: Score, metric: str) -> tuple[int, float]:
+    """Sort key: complete means, then incomplete ones, then rows the metric does not apply to, then failed rows."""
+    if score.mean is None:
+        return (3 if score.applicable else 2), 0.0
+    return (0 if score.complete else 1), score.mean if METRICS[metric].lower_is_better else -score.mean
+
+
+def _row(
+    position: int, name: str, info: RunInfo, table: pl.DataFrame, scores: dict[str, Score], ranks: RankTest | None
+) -> Row:
+    known = next((m for m in info.methods if m.name == name), None)
+    cells = aggregate.cell_fates(table, name)
+    return Row(
+        position=position,
+        method=name,
+        id=known.id if known else name,
+        family=known.family if known else "",
+        reference=known.reference if known else "",
+        traits=dict(known.traits) if known else {},
+        scores=scores,
+        mean_rank=ranks.mean_ranks.get(name) if ranks else None,
+        available_rank=ranks.available_ranks.get(name) if ranks else None,
+        cells=len(cells),
+        failed_cells=sum(cells.values()),
+    )
+
+
+def _notes(
+    info: RunInfo, rows: tuple[Row, ...], ranks: RankTest | None, failures: tuple[Failure, ...]
+) -> tuple[str, ...]:
+    notes = [
+        "mean ± SD over source→target pairs, in-domain cells left out; population SD"
+        + ("; seeds are averaged within a pair first" if len(info.seeds) > 1 else "")
+    ]
+    incomplete = sorted({row.method for row in rows for s in row.scores.values() if s.applicable and not s.complete})
+    if incomplete:
+        notes.append(
+            f"{MARK} mean over fewer cells than expected, not comparable, listed after the complete rows: "
+            + ", ".join(incomplete)
+        )
+    if failures:
+        cells = {(f.method, f.source, f.target, f.seed) for f in failures}
+        notes.append(f"{len(cells)} cells failed, are blocked or have no record; each is listed with its error")
+    penalised = sum(s.penalised for row in rows for s in row.scores.values())
+    if penalised:
+        notes.append(f"{penalised} records carry a penalty for a structure present on one side only")
+    if ranks:
+        notes.extend(ranks.notes)
+    elif len(rows) > 1:
+        notes.append("no mean ranks: no setting (source, target, metric) was scored for two or more methods")
+    if any(s.low is not None for row in rows for s in row.scores.values()):
+        notes.append(
+            f"{100 * (1 - LEVEL):.0f} % intervals of the mean: BCa bootstrap over subjects within their sites; "
+            "sites themselves are not resampled"
+        )
+    return tuple(notes)

@@ -1,0 +1,204 @@
+"""The leaderboard as text: a table for the terminal, CSV and Markdown."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from harness.metrics.catalogue import METRICS, ranked
+from harness.results.leaderboard import Leaderboard, Row
+
+WIDTH = 100
+"""Columns that the terminal table may take; metrics beyond it are named below the table."""
+
+MOST_FAILURES = 8
+
+
+def show(board: Leaderboard, console: Console) -> None:
+    """Print the leaderboard, its footnotes and its failures."""
+    metrics, left_out = _fitting(board, min(WIDTH, console.width))
+    console.print(_title(board))
+    console.print(_table(board, metrics, plain=console.options.ascii_only))
+    for line in _footnotes(board, left_out):
+        console.print(Text(line, style="dim"), soft_wrap=False, width=min(WIDTH, console.width))
+    _show_failures(board, console)
+
+
+def to_csv(board: Leaderboard) -> str:
+    """One line per method; values in the unit of the records, empty where there is none."""
+    numbers = ("mean", "sd", "low", "high", "in_domain", "scored", "expected", "penalised")
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    head = ["position", "method", "id", "family", *board.traits, "mean_rank", "available_rank", "cells", "failed_cells"]
+    writer.writerow(head + [f"{metric}_{name}" for metric in board.metrics for name in numbers])
+    for row in board.rows:
+        values: list[object] = [row.position, row.method, row.id, row.family]
+        values += [row.traits.get(trait) for trait in board.traits]
+        values += [row.mean_rank, row.available_rank, row.cells, row.failed_cells]
+        values += [getattr(row.scores[metric], name) for metric in board.metrics for name in numbers]
+        writer.writerow(["" if value is None else value for value in values])
+    return out.getvalue()
+
+
+def to_markdown(board: Leaderboard) -> str:
+    """A table with all metrics, the best in bold, and the footnotes."""
+    heads = ["#", "method", *map(trait_label, board.traits), *(_heading(m) for m in board.metrics), "rank", "failed cells"]
+    lines = [_line(heads), _line(["--:", ":--"] + [":-:"] * len(board.traits) + ["--:"] * (len(board.metrics) + 2))]
+    best = {metric: board.best(metric) for metric in board.metrics}
+    for row in board.rows:
+        texts = [row.scores[m].text for m in board.metrics]
+        bold = [f"**{t}**" if row.method in best[m] else t for t, m in zip(texts, board.metrics, strict=True)]
+        traits = [trait_mark(row, trait) for trait in board.traits]
+        lines.append(_line([str(row.position), _plain(row.method), *traits, *bold, rank_text(row), failed_text(row)]))
+    lines += ["", *(f"- {_plain(note)}" for note in _footnotes(board, ()))]
+    if board.failures:
+        lines += ["", "Without result:", "", *(f"- {_plain(line)}" for line in _failure_lines(board))]
+    return "\n".join(lines) + "\n"
+
+
+# ------------------------------------------------------------------------------------------- shared with HTML
+
+
+def trait_label(trait: str) -> str:
+    """Initials of a trait's name, e.g. "SF"."""
+    return "".join(word[0].upper() for word in trait.split("_"))
+
+
+def trait_mark(row: Row, trait: str, *, plain: bool = False) -> str:
+    """Whether a row has a trait; "" where its family declares none."""
+    if trait not in row.traits:
+        return ""
+    return ("yn" if plain else "✓✗")[0 if row.traits[trait] else 1]
+
+
+def rank_text(row: Row) -> str:
+    """Mean rank over complete settings, "–" where the row was not ranked."""
+    return "–" if row.mean_rank is None else f"{row.mean_rank:.2f}"
+
+
+def failed_text(row: Row) -> str:
+    """"0/6": cells without a result, of all cells of the row."""
+    return f"{row.failed_cells}/{row.cells}"
+
+
+# ------------------------------------------------------------------------------------------- terminal
+
+
+def _title(board: Leaderboard) -> Text:
+    data = board.info.dataset
+    title = Text(board.info.benchmark, style="bold")
+    title.append(f"  {data.name}, {len(board.info.sites)} sites, {board.info.track}", style="dim")
+    if data.simulated:
+        title.append("  SIMULATED DATA", style="bold yellow")
+    return title
+
+
+def _fitting(board: Leaderboard, width: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Metrics that fit, the headline and the ranked ones first, and those left out."""
+    principal = ranked(board.metrics)
+    order = sorted(board.metrics, key=lambda m: (m != board.info.headline, m not in principal))
+    names = max([len("method"), *(len(row.method) for row in board.rows)])
+    used = 5 + min(names, 26) + 2 + 4 * len(board.traits) + 7 + 8
+    fitting: list[str] = []
+    for metric in order:
+        wide = max([len(_heading(metric)), *(len(row.scores[metric].text) for row in board.rows)]) + 2
+        if used + wide > width and fitting:
+            break
+        used += wide
+        fitting.append(metric)
+    return tuple(fitting), tuple(m for m in order if m not in fitting)
+
+
+def _table(board: Leaderboard, metrics: tuple[str, ...], *, plain: bool) -> Table:
+    table = Table(box=box.ASCII if plain else box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    table.add_column("#", justify="right", no_wrap=True)
+    table.add_column("method", max_width=26, overflow="fold")
+    for trait in board.traits:
+        table.add_column(trait_label(trait), justify="center", no_wrap=True)
+    for metric in metrics:
+        table.add_column(_heading(metric), justify="right", no_wrap=True)
+    table.add_column("rank", justify="right", no_wrap=True)
+    table.add_column("failed", justify="right", no_wrap=True)
+    best = {metric: board.best(metric) for metric in metrics}
+    for row in board.rows:
+        marks = [trait_mark(row, trait, plain=plain) for trait in board.traits]
+        scores = [
+            Text(row.scores[m].text, style="bold green" if row.method in best[m] else _score_style(row, m)) for m in metrics
+        ]
+        failed = Text(failed_text(row), style="red" if row.failed_cells else "dim")
+        table.add_row(str(row.position), escape(row.method), *marks, *scores, rank_text(row), failed)
+    return table
+
+
+def _score_style(row: Row, metric: str) -> str:
+    score = row.scores[metric]
+    return "red" if score.applicable and not score.complete else ""
+
+
+def _footnotes(board: Leaderboard, left_out: tuple[str, ...]) -> list[str]:
+    lines = list(board.notes)
+    if board.traits:
+        lines.insert(0, ", ".join(f"{trait_label(t)} {t.replace('_', ' ')}" for t in board.traits))
+    lines[:0] = _in_domain(board)
+    lines += _not_separated(board)
+    if left_out:
+        lines.append(f"not shown for want of room: {', '.join(left_out)}; the report and --csv have them")
+    return lines
+
+
+def _in_domain(board: Leaderboard) -> list[str]:
+    metric = board.info.headline
+    info = METRICS[metric]
+    values = [(row.method, row.scores[metric].in_domain) for row in board.rows]
+    shown = ", ".join(f"{name} {info.text(value)}" for name, value in values if value is not None)
+    return [f"in-domain {info.heading} (source = target): {shown}"] if shown else []
+
+
+def _not_separated(board: Leaderboard) -> list[str]:
+    metric = board.info.headline
+    against_best = [c for c in board.comparisons if c.metric == metric and c.kind == "best"]
+    if not against_best:
+        return []
+    close = [c.method for c in against_best if not c.separated]
+    reference = against_best[0].reference
+    if not close:
+        return [f"{METRICS[metric].name}: all others differ from {reference} (Wilcoxon, Holm p < 0.05)"]
+    return [f"{METRICS[metric].name}: not separated from {reference} (Wilcoxon, Holm p ≥ 0.05): {', '.join(close)}"]
+
+
+def _show_failures(board: Leaderboard, console: Console) -> None:
+    lines = _failure_lines(board)
+    for line in lines[:MOST_FAILURES]:
+        console.print(Text(line, style="red", overflow="ellipsis", no_wrap=True), width=min(WIDTH, console.width))
+    if len(lines) > MOST_FAILURES:
+        console.print(Text(f"… and {len(lines) - MOST_FAILURES} more; the report lists all", style="red"))
+
+
+def _failure_lines(board: Leaderboard) -> list[str]:
+    many = len(board.info.seeds) > 1
+    return [
+        f"{f.state:<8} {f.method} {f.source}→{f.target}{f' #{f.seed}' if many else ''} "
+        f"({', '.join(f.metrics)}): {f.note}"
+        for f in board.failures
+    ]
+
+
+def _heading(metric: str) -> str:
+    return f"{METRICS[metric].heading} {METRICS[metric].arrow}"
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown shows as it is."""
+    for mark in "\\`*_[]<>|#":
+        text = text.replace(mark, f"\\{mark}")
+    return text
