@@ -26,7 +26,7 @@ def method_list() -> list[dict[str, Any]]:
         row: dict[str, Any] = {"id": method_id, "origin": entry.origin, "error": None}
         try:
             cls = registry.load(method_id)
-            row |= {"family": cls.family, "reference": cls.reference, "traits": traits(cls), "summary": _summary(cls)}
+            row |= {"family": cls.family, "reference": cls.reference, "traits": traits(cls), "summary": summary(cls)}
         except registry.BrokenPlugin as error:
             row["error"] = str(error)
         rows.append(row)
@@ -98,7 +98,8 @@ def _doc(cls: type[Method]) -> str:
     return inspect.getdoc(cls) or ""
 
 
-def _summary(cls: type[Method]) -> str:
+def summary(cls: type[Method]) -> str:
+    """The first paragraph of a method's docstring, in one line."""
     return _doc(cls).split("\n\n")[0].replace("\n", " ")
 
 
@@ -119,7 +120,7 @@ def show_methods(console: Console) -> None:
         marks = [_mark(row["traits"][t]) if row["traits"] else "" for t in TRAITS]
         table.add_row(f"[bold]{row['id']}", row["family"], *marks, row["summary"], row["origin"])
     console.print(table)
-    console.print("[dim]harness methods ID prints a card, harness check ID runs its conformance checks", highlight=False)
+    console.print("[dim]harness methods ID prints a card, harness check ID runs its checks", highlight=False)
 
 
 def show_method(method_id: str, console: Console) -> None:

@@ -248,7 +248,9 @@ class _Trial:
         if isinstance(method, TaskModel):
             return method.train(material.task_data, ctx)
         assert isinstance(method, Adaptive)
-        return method.fit(grant_fit(type(method), {"source": material.source, "target": material.target}), ctx) if method.has_fit() else {}
+        if not method.has_fit():
+            return {}
+        return method.fit(grant_fit(type(method), {"source": material.source, "target": material.target}), ctx)
 
     def _use(self, material: Material, state: State, name: str, images: ImageSet | None = None) -> np.ndarray:
         method, ctx = self.cls.example(), self._context(f"{name}-use")

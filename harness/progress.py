@@ -128,9 +128,7 @@ def closing_line(run: Execution) -> str:
     """Counts of a run in one line."""
     summary = run.summary
     parts = [f"{summary.executed} executed", f"{summary.cached} cached"]
-    for status in ("failed", "blocked"):
-        if summary.count(status):
-            parts.append(f"{summary.count(status)} {status}")
+    parts += [f"{summary.count(status)} {status}" for status in ("failed", "blocked") if summary.count(status)]
     end = f" in {duration(summary.seconds)}"
     if summary.interrupted:
         return f"interrupted: {', '.join(parts)}{end}; run the same command again to continue"

@@ -26,10 +26,10 @@ from harness.engine.store import Store, open_store
 from harness.home import Home
 from harness.problems import Problem, UserError
 from harness.spec import TRACKS, load
-from harness.tracks.base import Benchmark
+from harness.tracks.base import Benchmark, Row
 
 if TYPE_CHECKING:
-    from harness.results.runinfo import RunInfo
+    from harness.results.runinfo import MethodInfo, RunInfo
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,6 @@ class RunResult:
 
 def prepare(file: Path, overrides: Iterable[str], home: Home, root: Path | None) -> tuple[Benchmark, Store]:
     """Benchmark and store, everything checked: file, data, store, tracking. Raises UserError."""
-    from harness.results.tracking import check_uri
-
     home.create()
     benchmark = load(file, overrides, cache=home.cache, root=root)
     problems = audit(benchmark)
@@ -84,6 +82,8 @@ def prepare(file: Path, overrides: Iterable[str], home: Home, root: Path | None)
         raise UserError(problems)
     store = open_store(home.store)
     if home.tracking != "none":
+        from harness.results.tracking import check_uri
+
         trouble = check_uri(home.tracking)
         if trouble:
             what = f"{trouble}; use --tracking none to run without it, and `harness sync` later"
@@ -111,8 +111,6 @@ def run(
     say: Callable[[str], None] = lambda text: None,
 ) -> RunResult:
     """Run a benchmark file to its report. Raises UserError before any work if something is wrong."""
-    from harness.results.tracking import is_synced, project
-
     started = time.time()
     benchmark, store = prepare(file, list(overrides), home, root)
     home.remember(benchmark.spec.benchmark, file)
@@ -128,10 +126,8 @@ def run(
     if not summary.interrupted and not _up_to_date(folder, benchmark.plan, summary.executed, bool(summary.failures)):
         say("collecting results")
         _collect(benchmark, store, execution, folder, file, started)
-    if not summary.interrupted and home.tracking != "none" and not is_synced(folder, home.tracking):
-        say("logging to MLflow")
-        outcome = project(folder, home.tracking)
-        warnings += [outcome.warning] if outcome.warning else []
+    if not summary.interrupted and home.tracking != "none":
+        warnings += _project(folder, home.tracking, say)
     return RunResult(
         benchmark=benchmark.spec.benchmark,
         executed=summary.executed,
@@ -154,6 +150,17 @@ def run(
 # ------------------------------------------------------------------------------------------- results
 
 
+def _project(folder: Path, tracking: str, say: Callable[[str], None]) -> list[str]:
+    """Log the results to MLflow unless they are there; a warning, never an error, if it cannot be done."""
+    from harness.results.tracking import is_synced, project
+
+    if is_synced(folder, tracking):
+        return []
+    say("logging to MLflow")
+    warning = project(folder, tracking).warning
+    return [warning] if warning else []
+
+
 def _up_to_date(folder: Path, plan: Plan, executed: int, failed: bool) -> bool:
     """Whether the results folder already says what this plan's artifacts say."""
     from harness.results import runinfo
@@ -172,7 +179,9 @@ def _digest(plan: Plan) -> str:
     return hashlib.sha256(json.dumps([plan.benchmark, rows]).encode()).hexdigest()[:16]
 
 
-def _collect(benchmark: Benchmark, store: Store, execution: Execution, folder: Path, file: Path, started: float) -> None:
+def _collect(
+    benchmark: Benchmark, store: Store, execution: Execution, folder: Path, file: Path, started: float
+) -> None:
     """Fill the results folder from the store; leaves records, exhibits, run.json and the report."""
     from harness.results import exhibits, records
     from harness.results.html import write_report
@@ -180,7 +189,8 @@ def _collect(benchmark: Benchmark, store: Store, execution: Execution, folder: P
     collect = importlib.import_module(f"{TRACKS[benchmark.spec.track]}.collect")
     plan, failures = benchmark.plan, execution.summary.failures
     folder.mkdir(parents=True, exist_ok=True)
-    records.write(folder, records.to_frame(records.Record(**row) for row in collect.records(benchmark, store, failures)))
+    rows = collect.records(benchmark, store, failures)
+    records.write(folder, records.to_frame(records.Record(**row) for row in rows))
     exhibits.write_histograms(folder, collect.histograms(plan, store, failures))
     exhibits.write_panels(folder, collect.panels(plan, store, failures))
     exhibits.write_curves(folder, collect.curves(plan, store, failures))
@@ -189,10 +199,9 @@ def _collect(benchmark: Benchmark, store: Store, execution: Execution, folder: P
 
 
 def _info(benchmark: Benchmark, execution: Execution, file: Path, started: float) -> RunInfo:
-    from harness.results.runinfo import Counts, DatasetInfo, MethodInfo, RunInfo
+    from harness.results.runinfo import Counts, DatasetInfo, RunInfo
 
     spec, summary = benchmark.spec, execution.summary
-    rows = [*benchmark.rows, *([benchmark.extra["task"]] if "task" in benchmark.extra else [])]
     return RunInfo(
         run_id=uuid.uuid4().hex[:12],
         benchmark=spec.benchmark,
@@ -205,18 +214,8 @@ def _info(benchmark: Benchmark, execution: Execution, file: Path, started: float
         metrics=tuple(spec.metrics),
         headline=benchmark.headline,
         seeds=tuple(spec.seeds),
-        methods=tuple(
-            MethodInfo(
-                name=row.name,
-                id=row.method.id,
-                family=row.method.family,
-                reference=row.method.reference,
-                traits=cards.traits(type(row.method)) or {},
-                fields=row.method.model_dump(mode="json"),
-                doc=(type(row.method).__doc__ or "").strip().split("\n")[0],
-            )
-            for row in rows
-        ),
+        methods=tuple(_method_info(row) for row in benchmark.rows),
+        task=_method_info(benchmark.extra["task"]) if "task" in benchmark.extra else None,
         counts=Counts(
             executed=summary.executed,
             cached=summary.cached,
@@ -228,6 +227,20 @@ def _info(benchmark: Benchmark, execution: Execution, file: Path, started: float
         version=version("mri-harness"),
         commit=_commit(file.absolute().parent),
         environment={"plan": _digest(benchmark.plan), "file": file.name, **_machine()},
+    )
+
+
+def _method_info(row: Row) -> MethodInfo:
+    from harness.results.runinfo import MethodInfo
+
+    return MethodInfo(
+        name=row.name,
+        id=row.method.id,
+        family=row.method.family,
+        reference=row.method.reference,
+        traits=cards.traits(type(row.method)) or {},
+        fields=row.method.model_dump(mode="json"),
+        doc=cards.summary(type(row.method)),
     )
 
 

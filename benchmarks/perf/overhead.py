@@ -86,7 +86,7 @@ def main() -> int:
         "stages": len(plan.stages),
         **{key: round(value, 2) for key, value in middle.items()},
         "overhead_percent": round(100 * (middle["one"] / middle["bare"] - 1), 2),
-        "overhead_percent_without_ray_start": round(100 * ((middle["one"] - middle["ray_one"]) / middle["bare"] - 1), 2),
+        "overhead_percent_after_ray_start": round(100 * ((middle["one"] - middle["ray_one"]) / middle["bare"] - 1), 2),
         "two_workers_speedup": round(statistics.median(row["one"] / row["two"] for row in rows), 2),
     }
     if options.json:

@@ -37,7 +37,8 @@ def card_ids() -> list[str]:
 
 def read_card(name: str | Path) -> Card:
     """A built-in card by id, or a card file by its path (ending in .yaml). Raises UserError with every problem."""
-    return _finish(_read(str(name), Path(), lambda what: Problem(str(name), what)), Path())
+    document = _read(str(name), Path(), lambda what: Problem(str(name), what))
+    return _finish(document, Path(document.path).parent)
 
 
 def load_card(document: Document, section: Mapping[str, Any], at: Where = ("data",)) -> Card:

@@ -210,7 +210,7 @@ def _partner(
 def _unknown_names(card: NiftiCard, site_name: str, seen: Mapping[str, str]) -> list[Problem]:
     """Names in the card that no scan has: a slip there would leave a bad scan in, or a person on two sides."""
     site = card.sites[site_name]
-    places = [(("exclude", i), name) for i, name in enumerate(site.exclude)]
+    places: list[tuple[tuple[str | int, ...], str]] = [(("exclude", i), name) for i, name in enumerate(site.exclude)]
     places += [
         (("same_subject", i, j), name) for i, group in enumerate(site.same_subject) for j, name in enumerate(group)
     ]

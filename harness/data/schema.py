@@ -270,9 +270,9 @@ def cross_check(card: Card) -> Iterator[tuple[Where, str]]:
     """(where, what) for each value that contradicts another."""
     import re
 
-    for site in card.sites:
-        if not re.fullmatch(NAME, site):
-            yield ("sites", site), f"{site!r} is no name for a site; use letters, digits, _ . and -"
+    for name in card.sites:
+        if not re.fullmatch(NAME, name):
+            yield ("sites", name), f"{name!r} is no name for a site; use letters, digits, _ . and -"
     total = sum(card.split.fractions)
     if abs(total - 1) > 1e-6:
         yield ("split",), f"train, validation and test sum to {total:g}; make them sum to 1"
@@ -352,7 +352,8 @@ def _check_copy(card: NiftiCard, name: str, site: NiftiSite) -> Iterator[tuple[W
     at: Where = ("sites", name)
     base = card.sites.get(site.of or "")
     if base is None:
-        yield (*at, "of"), f"unknown site {site.of!r}{did_you_mean(site.of or '', [s for s in card.sites if s != name])}"
+        others = [other for other in card.sites if other != name]
+        yield (*at, "of"), f"unknown site {site.of!r}{did_you_mean(site.of or '', others)}"
     elif base.of is not None:
         yield (*at, "of"), f"{site.of} is itself a copy; write of: {base.of}"
     for field in site.model_fields_set - {"of", "shift"}:
@@ -366,5 +367,6 @@ def _check_twice(at: Where, groups: Sequence[Sequence[str]]) -> Iterator[tuple[W
     for i, group in enumerate(groups):
         for j, scan in enumerate(group):
             if scan in seen:
-                yield (*at, "same_subject", i, j), f"scan {scan!r} is listed twice; put all scans of a person in one list"
+                what = f"scan {scan!r} is listed twice; put all scans of a person in one list"
+                yield (*at, "same_subject", i, j), what
             seen.add(scan)

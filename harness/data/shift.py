@@ -15,6 +15,9 @@ from harness.data.volumes import Bool, Float
 FWHM = 2.3548
 """Full width at half maximum of a Gaussian, in standard deviations."""
 
+REACH_MM = 130
+"""How far from the middle of the brain the bias field varies; a brain is up to 190 mm long."""
+
 
 def apply_shift(
     image: Float, mask: Bool, voxel: tuple[float, float, float], shift: Shift, site_seed: int, scan_seed: int
@@ -56,11 +59,13 @@ def bias_field(
 
 
 def _basis(length: int, voxel_mm: float, sigma_mm: float) -> Float:
-    """Gaussian bumps one sigma apart along an axis: [voxels, bumps]. Counted from the middle, in mm."""
+    """Gaussian bumps one sigma apart along an axis: [voxels, bumps], counted from the middle.
+
+    Their number follows from sigma alone, so that a coil has one profile whatever the size of the head.
+    """
     positions = (np.arange(length) - (length - 1) / 2) * voxel_mm
-    reach = int(np.ceil(length * voxel_mm / 2 / sigma_mm)) + 2
-    centres = np.arange(-reach, reach + 1) * sigma_mm
-    distance = (positions[:, None] - centres[None, :]) / sigma_mm
+    reach = int(np.ceil(REACH_MM / sigma_mm)) + 1
+    distance = (positions[:, None] - np.arange(-reach, reach + 1) * sigma_mm) / sigma_mm
     return np.exp(-(distance**2) / 2).astype(np.float32)
 
 

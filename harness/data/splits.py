@@ -102,18 +102,20 @@ def read_split_file(path: str) -> SplitFile:
     listed twice, a checksum that does not fit, a side without subjects.
     """
     document = yamlfile.read(path)
-    problems: list[Problem] = []
     sides: Assignment = {}
     places: dict[str, str] = {}
-    for key in document.data:
-        if key not in SPLITS:
-            problems.append(document.problem((key,), f"unknown side {key!r}{did_you_mean(str(key), SPLITS)}"))
+    problems = [
+        document.problem((key,), f"unknown side {key!r}{did_you_mean(str(key), SPLITS)}")
+        for key in document.data
+        if key not in SPLITS
+    ]
     for split in SPLITS:
         if split not in document.data:
             problems.append(document.problem((), f"the side {split!r} is missing; list its subjects"))
             continue
         at: tuple[str, ...] = (split,)
-        listed, digest = document.data[split], None
+        listed: Any = document.data[split]
+        digest = None
         if isinstance(listed, dict):
             listed, digest, at = listed.get("subjects"), listed.get("sha256"), (split, "subjects")
         if not isinstance(listed, list) or not listed or not all(isinstance(name, str) for name in listed):

@@ -39,6 +39,11 @@ def read_image(path: Path) -> tuple[Float, tuple[float, float, float]]:
     return np.asarray(image.dataobj, dtype=np.float32), (x, y, z)
 
 
+def read_mask(path: Path) -> Bool:
+    """A brain mask [X, Y, Z]: above 0.5, so that 0/1, 0/255 and probabilities all read as meant."""
+    return np.asarray(open_canonical(path).dataobj) > 0.5
+
+
 def read_integers(path: Path) -> npt.NDArray[np.int64]:
     """Label ids [X, Y, Z]. Raises ValueError for values that are no whole numbers."""
     values = np.asarray(open_canonical(path).dataobj)
@@ -59,19 +64,26 @@ def group_labels(ids: npt.NDArray[np.integer], ranges: Ranges) -> tuple[npt.NDAr
     return labels[inverse].reshape(ids.shape), unknown
 
 
-def grey_levels(image: Float, mask: Bool, percentile: float | None) -> npt.NDArray[np.uint8]:
-    """8 bits: the percentile of the brain's voxels becomes 255; None keeps levels as they are. 0 outside."""
+def to_unit(image: Float, mask: Bool, percentile: float | None) -> Float:
+    """Intensities in 0..1, 0 outside the brain: its given percentile becomes 1; None means 8-bit levels, 255 is 1.
+
+    Raises ValueError where the brain is black.
+    """
     top = 255.0 if percentile is None else float(np.percentile(image[mask], percentile))
     if top <= 0:
         raise ValueError(f"the brain's {percentile:g}th percentile is {top:g}: the image is empty")
-    levels = np.clip(np.rint(image * np.float32(255 / top)), 0, 255)
-    return np.where(mask, levels, 0).astype(np.uint8)
+    return np.where(mask, np.clip(image / np.float32(top), 0, 1), np.float32(0))
+
+
+def eight_bits(unit: Float, mask: Bool) -> npt.NDArray[np.uint8]:
+    """0..1 to grey levels 0..255, exactly 0 outside the mask."""
+    return np.where(mask, np.rint(np.clip(unit, 0, 1) * np.float32(255)), 0).astype(np.uint8)
 
 
 # ------------------------------------------------------------------------------------------------ cutting
 
 _AXES = {
-    # plane: (slice axis, row axis, column axis, rows reversed)
+    # plane: (slice axis, row axis, column axis); rows are then reversed
     "coronal": (1, 2, 0),
     "axial": (2, 1, 0),
     "sagittal": (0, 2, 1),
@@ -132,8 +144,7 @@ class Cut:
 
     def _cut(self, volume: npt.NDArray[Any], order: int) -> npt.NDArray[Any]:
         planes = np.transpose(volume, _AXES[self.plane])[list(self.indexes), ::-1]
-        rows, columns = planes.shape[1:]
-        middle = (rows - 1 - self.middle[0], self.middle[1])
+        middle = (planes.shape[1] - 1 - self.middle[0], self.middle[1])
         if self.scale == (1.0, 1.0):
             return _window(planes, middle, self.size)
         from scipy import ndimage
@@ -142,7 +153,7 @@ class Cut:
         out = np.zeros((len(planes), self.size, self.size), planes.dtype)
         for index, plane in enumerate(planes):
             if order == 1:
-                plane = ndimage.gaussian_filter(plane, [max(0.0, (s - 1) / 2) for s in self.scale])
+                plane = ndimage.gaussian_filter(plane, [max(0.0, (s - 1) / 2) for s in self.scale], mode="constant")
             flat = plane.astype(np.uint8) if plane.dtype == np.bool_ else plane
             out[index] = ndimage.affine_transform(
                 flat, self.scale, offset=start, output_shape=out.shape[1:], order=order, mode="constant"

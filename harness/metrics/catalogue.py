@@ -34,7 +34,7 @@ class MetricInfo:
 
     @property
     def arrow(self) -> str:
-        """"↓" where lower is better, else "↑"."""
+        """ "↓" where lower is better, else "↑"."""
         return "↓" if self.lower_is_better else "↑"
 
     @property
@@ -44,7 +44,7 @@ class MetricInfo:
 
     def text(self, value: float | None) -> str:
         """A value as tables show it; "–" where there is none."""
-        return "–" if value is None else f"{value * self.scale:.{self.digits}f}"
+        return "–" if value is None else f"{value * self.scale:z.{self.digits}f}".replace("-", "−")
 
     def better(self, first: float, second: float) -> bool:
         """Whether the first value is strictly better than the second."""

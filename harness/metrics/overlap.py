@@ -18,7 +18,7 @@ def joint_counts(gt: IntArray, pred: IntArray, n_labels: int) -> NDArray[np.int6
     check_label_maps(gt, pred, n_labels)
     counts = np.zeros((n_labels, n_labels), np.int64)
     if not _count(np.ascontiguousarray(gt).reshape(-1), np.ascontiguousarray(pred).reshape(-1), counts):
-        raise_label_out_of_range(gt, pred, n_labels)
+        check_label_range(gt, pred, n_labels)
     return counts
 
 
@@ -44,8 +44,8 @@ def check_label_maps(gt: IntArray, pred: IntArray, n_labels: int) -> None:
         raise ValueError(f"n_labels must be at least 1, not {n_labels}")
 
 
-def raise_label_out_of_range(gt: IntArray, pred: IntArray, n_labels: int) -> None:
-    """Raise the ValueError that names the map and the label which lies outside [0, n_labels), if one does."""
+def check_label_range(gt: IntArray, pred: IntArray, n_labels: int) -> None:
+    """Raise ValueError, naming the map and a label, unless all labels lie in [0, n_labels). Not for empty maps."""
     for name, labels in (("ground truth", gt), ("prediction", pred)):
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= n_labels:
@@ -56,16 +56,17 @@ def raise_label_out_of_range(gt: IntArray, pred: IntArray, n_labels: int) -> Non
 def _count(gt, pred, counts):  # type: ignore[no-untyped-def]
     """Add to `counts`; False at the first label out of range (what is counted by then is of no use)."""
     n = counts.shape[0]
-    # Neighbouring voxels mostly share one cell. Four tables keep consecutive additions independent.
-    tables = np.zeros((4, n * n), np.int64)
+    # Neighbouring voxels mostly share one cell. Four tables keep consecutive additions independent, unless large.
+    copies = 4 if n <= 128 else 1
+    tables = np.zeros((copies, n * n), np.int64)
     valid = True
     for i in range(gt.size):
         g, p = np.int64(gt[i]), np.int64(pred[i])
         if g < 0 or p < 0 or g >= n or p >= n:
             valid = False
             break
-        tables[i & 3, g * n + p] += 1
-    for t in range(4):
+        tables[i & (copies - 1), g * n + p] += 1
+    for t in range(copies):
         for c in range(n * n):
             counts[c // n, c % n] += tables[t, c]
     return valid

@@ -11,7 +11,7 @@ voxel of the same label's surface in the other map. Two exact searches share the
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -20,7 +20,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.metrics.overlap import IntArray, check_label_maps, raise_label_out_of_range
+from harness.metrics.overlap import IntArray, check_label_maps, check_label_range
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -75,7 +75,7 @@ class SurfaceDistances:
 
 
 def hd95_all(
-    gt: IntArray, pred: IntArray, n_labels: int, spacing: Sequence[float], want: Collection[Want] = ("max", "pooled")
+    gt: IntArray, pred: IntArray, n_labels: int, spacing: Sequence[float], want: Sequence[Want] = ("max", "pooled")
 ) -> dict[int, dict[Want, float]]:
     """HD95 of the labels 1..n_labels-1 in the unit of `spacing`: {label: {definition: value}}.
 
@@ -139,7 +139,7 @@ def surface_distances(
     for spacing in spacings:
         if len(spacing) != gt.ndim or not all(math.isfinite(s) and s > 0 for s in spacing):
             raise ValueError(f"spacing must be {gt.ndim} positive numbers, not {tuple(spacing)}")
-    raise_label_out_of_range(gt, pred, n_labels)
+    check_label_range(gt, pred, n_labels)
 
     balls = [_ball(tuple(float(s) for s in spacing)) for spacing in spacings]
     margin = np.max([np.ones(gt.ndim, np.int64), *(b.offsets.max(axis=1) for b in balls)], axis=0)

@@ -141,11 +141,52 @@ def failures(records: pl.DataFrame) -> tuple[Failure, ...]:
     """Every failed, blocked or absent cell, diagonal ones included; metrics with the same fate share an entry."""
     states = cell_states(records).filter(pl.col("state").is_in(["failed", "blocked", "absent"]))
     keys = ["method", "source", "target", "seed", "state", "note"]
-    grouped = states.group_by(keys, maintain_order=True).agg("metric").sort(["state", *keys], descending=[True] + [False] * 6)
+    together = states.group_by(keys, maintain_order=True).agg("metric")
+    # Failed before blocked before absent: causes come first.
+    order = together["state"].replace_strict({"failed": 0, "blocked": 1, "absent": 2}, return_dtype=pl.Int8)
     return tuple(
         Failure(r["method"], r["source"], r["target"], r["seed"], r["state"], r["note"], tuple(r["metric"]))
-        for r in grouped.iter_rows(named=True)
+        for r in together.with_columns(order=order).sort("order", *keys).iter_rows(named=True)
     )
+
+
+@dataclass(frozen=True)
+class FailureGroup:
+    """Failures of one method with one cause; `cells` reads "SOURCE→TARGET", with "#SEED" where seeds differ in it."""
+
+    method: str
+    state: str
+    note: str
+    cells: tuple[str, ...]
+    metrics: tuple[str, ...]
+
+
+def grouped(failed: tuple[Failure, ...]) -> tuple[FailureGroup, ...]:
+    """The failures with the same method, state, error and metrics as one entry, in order of appearance."""
+    groups: dict[tuple[str, str, str, tuple[str, ...]], dict[str, list[int]]] = {}
+    seeds = {f.seed for f in failed}
+    for f in failed:
+        cells = groups.setdefault((f.method, f.state, f.note, f.metrics), {})
+        cells.setdefault(f"{f.source}→{f.target}", []).append(f.seed)
+    return tuple(
+        FailureGroup(method, state, note, tuple(_with_seeds(cell, of, seeds) for cell, of in cells.items()), metrics)
+        for (method, state, note, metrics), cells in groups.items()
+    )
+
+
+def _with_seeds(cell: str, failed: list[int], seeds: set[int]) -> str:
+    return cell if set(failed) == seeds else f"{cell} {' '.join(f'#{seed}' for seed in failed)}"
+
+
+def cell_fates(records: pl.DataFrame) -> dict[str, dict[tuple[int, str, str], bool]]:
+    """Method → (seed, source, target) of every cell it should have → whether any of its metrics is missing there."""
+    fates: dict[str, dict[tuple[int, str, str], bool]] = {}
+    states = cell_states(records).filter(pl.col("state") != "not_applicable")
+    for row in states.iter_rows(named=True):
+        cells = fates.setdefault(row["method"], {})
+        key = (row["seed"], row["source"], row["target"])
+        cells[key] = cells.get(key, False) or row["state"] in ("failed", "blocked", "absent")
+    return fates
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,10 +205,11 @@ class Matrix:
 
 
 def matrix(records: pl.DataFrame, method: str, metric: str, sites: tuple[str, ...]) -> Matrix:
-    """The matrix of a method, seeds averaged, over those of the sites that are a source or target of the metric."""
-    of_metric = records.filter(pl.col("metric") == metric)
-    sources = tuple(s for s in sites if s in set(of_metric["source"]))
-    targets = tuple(s for s in sites if s in set(of_metric["target"]))
+    """The matrix of a method, seeds averaged, over the sites at which the metric applies to any method."""
+    of_metric = records.filter((pl.col("metric") == metric) & (pl.col("status") != "not_applicable"))
+    from_sites, to_sites = set(of_metric["source"].unique()), set(of_metric["target"].unique())
+    sources = tuple(site for site in sites if site in from_sites)
+    targets = tuple(site for site in sites if site in to_sites)
     values = np.full((len(sources), len(targets)), np.nan)
     states = [[""] * len(targets) for _ in sources]
     for row in pair_means(of_metric.filter(pl.col("method") == method)).iter_rows(named=True):
@@ -175,16 +217,6 @@ def matrix(records: pl.DataFrame, method: str, metric: str, sites: tuple[str, ..
     for row in cell_states(of_metric).filter(pl.col("method") == method).iter_rows(named=True):
         i, j = sources.index(row["source"]), targets.index(row["target"])
         before = states[i][j]
-        both = {before, row["state"]}
-        states[i][j] = row["state"] if before in ("", row["state"]) else "partial" if "scored" in both else before
+        together = "partial" if "scored" in (before, row["state"]) else before
+        states[i][j] = row["state"] if before in ("", row["state"]) else together
     return Matrix(method, metric, sources, targets, values, tuple(map(tuple, states)))
-
-
-def cell_fates(records: pl.DataFrame, method: str) -> dict[tuple[int, str, str], bool]:
-    """(seed, source, target) of every cell that a method should have → whether any of its metrics is missing."""
-    fates: dict[tuple[int, str, str], bool] = {}
-    states = cell_states(records).filter((pl.col("method") == method) & (pl.col("state") != "not_applicable"))
-    for row in states.iter_rows(named=True):
-        key = (row["seed"], row["source"], row["target"])
-        fates[key] = fates.get(key, False) or row["state"] in ("failed", "blocked", "absent")
-    return fates

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Sequence
-from typing import ParamSpec
+from typing import Any, ParamSpec
 
 import matplotlib as mpl
 import numpy as np
@@ -54,7 +54,12 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> Figure:
         with mpl.rc_context({**mpl.rcParamsDefault, **STYLE, "backend": mpl.rcParams["backend"]}):
-            return draw(*args, **kwargs)
+            figure = draw(*args, **kwargs)
+            if figure.get_layout_engine() is not None:
+                # Lay out once, not again for each format the figure is saved in.
+                figure.draw_without_rendering()
+                figure.set_layout_engine("none")
+            return figure
 
     wrapped.__doc__ = draw.__doc__
     return wrapped
@@ -96,7 +101,8 @@ def matrices(matrices: Sequence[Matrix]) -> Figure:
     axes = figure.subplots(lines, columns, squeeze=False).ravel()
     finite = np.concatenate([m.values[np.isfinite(m.values)] for m in matrices]) * info.scale
     low, top = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
-    scale = ScalarMappable(Normalize(low, top if top > low else low + 1), "cividis_r" if info.lower_is_better else "cividis")
+    colours = "cividis_r" if info.lower_is_better else "cividis"
+    scale = ScalarMappable(Normalize(low, top if top > low else low + 1), colours)
     for axis, shown in zip(axes, matrices, strict=False):
         _heat_map(axis, shown, scale)
     for axis in axes[len(matrices) :]:
@@ -111,21 +117,25 @@ def matrices(matrices: Sequence[Matrix]) -> Figure:
 def _heat_map(axis: Axes, shown: Matrix, scale: ScalarMappable) -> None:
     info = METRICS[shown.metric]
     axis.set(xlim=(-0.5, len(shown.targets) - 0.5), ylim=(len(shown.sources) - 0.5, -0.5))
+
+    def cell(i: int, j: int, **look: Any) -> None:
+        axis.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, **look))
+
     for i in range(len(shown.sources)):
         for j in range(len(shown.targets)):
             value, state = shown.values[i, j] * info.scale, shown.states[i][j]
             if np.isfinite(value):
                 colour = scale.to_rgba(value)
-                axis.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, facecolor=colour, edgecolor="white"))
+                cell(i, j, facecolor=colour, edgecolor="white")
                 light = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 0.5
                 text = info.text(value / info.scale) + ("†" if state == "partial" else "")
                 axis.text(j, i, text, ha="center", va="center", fontsize=8, color="black" if light else "white")
             elif state in ("failed", "blocked", "absent", "partial"):
-                axis.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, facecolor="#fbe9e7", edgecolor="#b3261e", hatch="////"))
+                cell(i, j, facecolor="#fbe9e7", edgecolor="#b3261e", hatch="////")
                 label = {"facecolor": "white", "edgecolor": "none", "pad": 1}
                 axis.text(j, i, state, ha="center", va="center", fontsize=7, color="#b3261e", bbox=label)
             else:
-                axis.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, facecolor="#f4f4f4", edgecolor="white"))
+                cell(i, j, facecolor="#f4f4f4", edgecolor="white")
                 axis.text(j, i, "–" if state else "", ha="center", va="center", fontsize=8, color="#777777")
     axis.set_xticks(range(len(shown.targets)), [_short(t, 10) for t in shown.targets], fontsize=8)
     axis.set_yticks(range(len(shown.sources)), [_short(s, 10) for s in shown.sources], fontsize=8)
@@ -147,7 +157,8 @@ def critical_difference(ranks: RankTest) -> Figure:
     figure = Figure(figsize=(8, 1.1 + 0.26 * half + 0.12 * len(groups)))
     axis = figure.subplots()
     first_label = -0.55 - 0.35 * len(groups)
-    axis.set(xlim=(1 - 0.42 * (count - 1) - 0.2, count + 0.42 * (count - 1) + 0.2), ylim=(first_label - 0.75 * half, 1.9))
+    beside = 0.42 * (count - 1) + 0.2
+    axis.set(xlim=(1 - beside, count + beside), ylim=(first_label - 0.75 * half, 1.9))
     axis.axis("off")
     axis.plot([1, count], [0, 0], color="#222222", lw=1.2)
     for tick in range(1, count + 1):
@@ -189,16 +200,17 @@ def histograms(table: pl.DataFrame, source: str, methods: Sequence[str]) -> Figu
             if i == 0:
                 axis.set_title(f"target {_short(site, 18)}")
             if j == 0:
-                axis.set_ylabel(_short(method, 16), rotation=0, ha="right", va="center")
+                axis.set_ylabel(_short(method, 20), rotation=0, ha="right", va="center")
             if i == len(shown) - 1:
                 axis.set_xlabel("grey level")
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, [label.replace("source", f"source {source}") for label in labels], loc="outside upper left", ncols=3)
+    labels = [f"source {source}" if label == "source" else label for label in labels]
+    figure.legend(handles, labels, loc="outside upper left", ncols=3)
     return figure
 
 
 def _density(axis: Axes, table: pl.DataFrame, site: str, method: str) -> None:
-    looks: dict[str, dict[str, object]] = {
+    looks: dict[str, dict[str, Any]] = {
         "before": {"color": "#9a9a9a", "lw": 1},
         "source": {"color": "#000000", "lw": 1, "ls": (0, (4, 2))},
         "after": {"color": COLOURS[1], "lw": 1.3},
@@ -228,9 +240,11 @@ def curves(table: pl.DataFrame) -> Figure:
         for number, (_, line) in enumerate(rows.group_by(["source", "target", "seed"], maintain_order=True)):
             line = line.sort("step")
             source, target = line["source"][0], line["target"][0]
-            label = f"{source}→{target}" if target else source
-            label = None if line["seed"][0] != rows["seed"].min() else label
-            axis.plot(line["step"], line["value"], lw=1, label=label, color=COLOURS[number % len(COLOURS)], marker="." if len(line) == 1 else "")
+            seed = f" #{line['seed'][0]}" if rows["seed"].n_unique() > 1 else ""
+            label = (f"{source}→{target}" if target else source) + seed
+            point = "." if len(line) == 1 else ""
+            colour = COLOURS[number % len(COLOURS)]
+            axis.plot(line["step"], line["value"], lw=1, label=label, color=colour, marker=point)
         axis.set(title=f"{_short(method, 20)}: {_short(name, 16)}", xlabel="step")
         if len(axis.lines) <= 8:
             axis.legend(fontsize=7)

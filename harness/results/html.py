@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -41,36 +43,61 @@ class Shown:
     raster: bool = False
 
     @property
+    def file(self) -> str:
+        """File name: what is no letter, digit or "-" becomes "_"."""
+        return re.sub(r"[^\w\-]", "_", self.name, flags=re.ASCII) + (".png" if self.raster else ".svg")
+
+    @cached_property
+    def data(self) -> bytes:
+        """The figure as PNG or SVG."""
+        return figures.png(self.figure, 110) if self.raster else figures.svg(self.figure)
+
+    @property
     def uri(self) -> str:
         """The figure as a data: URI."""
-        kind, data = ("png", figures.png(self.figure, 110)) if self.raster else ("svg+xml", figures.svg(self.figure))
-        return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+        kind = "png" if self.raster else "svg+xml"
+        return f"data:image/{kind};base64,{base64.b64encode(self.data).decode()}"
 
 
 def write_report(folder: Path, path: Path) -> Path:
-    """Write the report of a results folder; returns `path`. Raises UserError where the folder is damaged."""
-    write_atomically(path, render(folder))
+    """Write the report of a results folder, and its figures as files to `folder/figures`; returns `path`.
+
+    Raises UserError where the folder is damaged.
+    """
+    info, table = runinfo.read(folder), records.read(folder)
+    board = leaderboard.build_from(info, table)
+    shown = list(all_figures(folder, board, table))
+    _write_figures(folder / "figures", shown)
+    write_atomically(path, render(board, shown, len(table)))
     return path
 
 
-def render(folder: Path) -> str:
-    """The report of a results folder as HTML text."""
-    info, table = runinfo.read(folder), records.read(folder)
-    board = leaderboard.build_from(info, table)
+def _write_figures(place: Path, shown: list[Shown]) -> None:
+    place.mkdir(parents=True, exist_ok=True)
+    for item in shown:
+        (place / item.file).write_bytes(item.data)
+    for old in {*place.glob("*.svg"), *place.glob("*.png")} - {place / item.file for item in shown}:
+        old.unlink()
+
+
+def render(board: Leaderboard, shown: list[Shown], records: int) -> str:
+    """The report as HTML text; `records` is the number of records it rests on."""
+    info = board.info
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"p": p_text, "when": _when, "duration": _duration, "setting": _setting}
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         board=board,
         info=info,
         metrics=METRICS,
-        shown=list(all_figures(folder, board, table)),
+        shown=shown,
         comparisons=_by_metric(board),
+        failures=aggregate.grouped(board.failures),
         label=terminal.trait_label,
         mark=terminal.trait_mark,
         rank=terminal.rank_text,
         failed=terminal.failed_text,
         dataset=info.dataset.model_dump(exclude={"id", "name", "simulated"}),
-        records=len(table),
+        records=records,
     )
 
 
@@ -97,7 +124,9 @@ def _matrices(board: Leaderboard, table: pl.DataFrame, names: list[str]) -> Iter
 def _histograms(table: pl.DataFrame, names: list[str]) -> Iterator[Shown]:
     after = table.filter((pl.col("kind") == "after") & (pl.col("source") != pl.col("site")))
     for source in after["source"].unique(maintain_order=True):
-        caption = f"Brain intensities of each target before and after harmonisation to {source}, beside {source} itself."
+        caption = (
+            f"Brain intensities of each target before and after harmonisation to {source}, and of {source} itself."
+        )
         yield Shown(f"histograms-{source}", "histograms", caption, figures.histograms(table, source, names))
 
 
@@ -117,7 +146,8 @@ def _curves(table: pl.DataFrame) -> Iterator[Shown]:
         return
     some = table.join(keys.head(MOST_CURVES), on=["method", "stage", "name"], how="semi", maintain_order="left")
     more = "" if len(keys) <= MOST_CURVES else f" The first {MOST_CURVES} of {len(keys)}; all are in curves.parquet."
-    yield Shown("curves", "curves", f"Training curves, one line per source, target and seed.{more}", figures.curves(some))
+    caption = f"Training curves, one line per source, target and seed.{more}"
+    yield Shown("curves", "curves", caption, figures.curves(some))
 
 
 def _by_metric(board: Leaderboard) -> Mapping[str, list[Any]]:
@@ -128,7 +158,7 @@ def _by_metric(board: Leaderboard) -> Mapping[str, list[Any]]:
 
 
 def _when(iso: str) -> str:
-    """ "2025-01-31 12:00 UTC" """
+    """2025-01-31 12:00 UTC."""
     try:
         return datetime.fromisoformat(iso).strftime("%Y-%m-%d %H:%M %Z").strip()
     except ValueError:

@@ -56,7 +56,7 @@ class Score:
 
     @property
     def text(self) -> str:
-        """"83.12 ± 1.23" as tables show it, marked if incomplete; "–" where not applicable, "failed" without value."""
+        """Mean ± SD as tables show it, marked if incomplete; "–" where not applicable, "failed" without a value."""
         info = METRICS[self.metric]
         if self.mean is None:
             return "failed" if self.failed + self.blocked + self.absent else "–"
@@ -64,9 +64,9 @@ class Score:
 
     @property
     def interval_text(self) -> str:
-        """"81.90 – 84.02", or "–"."""
+        """Both ends of the interval as tables show them; "–" where there is none."""
         info = METRICS[self.metric]
-        return "–" if self.low is None else f"{info.text(self.low)} – {info.text(self.high)}"
+        return "–" if self.low is None else f"{info.text(self.low)} to {info.text(self.high)}"
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,11 @@ class Leaderboard:
         """Names of the traits that any row declares, in order of appearance."""
         return tuple(dict.fromkeys(trait for row in self.rows for trait in row.traits))
 
+    @property
+    def failed_cells(self) -> int:
+        """Number of cells (method, seed, source, target) that lack a result."""
+        return len({(f.method, f.seed, f.source, f.target) for f in self.failures})
+
     def best(self, metric: str) -> frozenset[str]:
         """Names of the rows with the best mean among the complete ones."""
         return _best({row.method: row.scores[metric] for row in self.rows}, metric)
@@ -137,7 +142,7 @@ def build(folder: Path) -> Leaderboard:
 
 def build_from(info: RunInfo, table: pl.DataFrame) -> Leaderboard:
     """The leaderboard of records already read."""
-    present = set(table["method"])
+    present = set(table["method"].unique())
     # The task model is listed among the methods, but is no row of the matrix.
     names = [m.name for m in info.methods if m.name in present]
     names += sorted(present - set(names))
@@ -147,8 +152,12 @@ def build_from(info: RunInfo, table: pl.DataFrame) -> Leaderboard:
     best = {m: min(_best({n: scores[n][m] for n in names}, m), key=names.index, default=None) for m in metrics}
     ranks = rank_test(table, names)
     ordered = sorted(names, key=lambda name: _place(scores[name][info.headline], info.headline))
-    rows = tuple(_row(i, name, info, table, scores[name], ranks) for i, name in enumerate(ordered, 1))
-    comparisons = compare(table, names, metrics, best, info.baseline)
+    fates = aggregate.cell_fates(table)
+    rows = tuple(
+        _row(i, name, info, list(fates.get(name, {}).values()), scores[name], ranks)
+        for i, name in enumerate(ordered, 1)
+    )
+    comparisons = compare(table, ordered, metrics, best, info.baseline)
     failures = aggregate.failures(table)
     return Leaderboard(info, rows, ranks, comparisons, failures, _notes(info, rows, ranks, failures))
 
@@ -195,10 +204,9 @@ def _place(score: Score, metric: str) -> tuple[int, float]:
 
 
 def _row(
-    position: int, name: str, info: RunInfo, table: pl.DataFrame, scores: dict[str, Score], ranks: RankTest | None
+    position: int, name: str, info: RunInfo, fates: list[bool], scores: dict[str, Score], ranks: RankTest | None
 ) -> Row:
     known = next((m for m in info.methods if m.name == name), None)
-    cells = aggregate.cell_fates(table, name)
     return Row(
         position=position,
         method=name,
@@ -209,8 +217,8 @@ def _row(
         scores=scores,
         mean_rank=ranks.mean_ranks.get(name) if ranks else None,
         available_rank=ranks.available_ranks.get(name) if ranks else None,
-        cells=len(cells),
-        failed_cells=sum(cells.values()),
+        cells=len(fates),
+        failed_cells=sum(fates),
     )
 
 

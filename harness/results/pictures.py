@@ -20,7 +20,7 @@ COLUMNS = ("input", "harmonised", "prediction", "label")
 def panels(shown: Sequence[Panel], label_names: Sequence[str] = ()) -> Figure:
     """A line per panel: input, harmonised, prediction and label over the input, one colour per label."""
     high, wide = next((p.input.shape for p in shown if p.input is not None), (1, 1))
-    figure = Figure(figsize=(1.2 + 1.75 * 4, 1.75 * len(shown) * high / wide + 0.7), layout="constrained")
+    figure = Figure(figsize=(0.8 + 1.6 * 4, 1.6 * len(shown) * high / wide + 0.7), layout="constrained")
     axes = figure.subplots(len(shown), 4, squeeze=False)
     highest = max([1, *(int(a.max()) for p in shown for a in (p.prediction, p.label) if a is not None)])
     colours = label_colours(highest + 1)
@@ -53,7 +53,7 @@ def _picture(axis: Axes, panel: Panel, name: str, colours: np.ndarray) -> None:
     axis.spines[:].set_visible(False)
     pixels = getattr(panel, name)
     if pixels is None:
-        axis.text(0.5, 0.5, "none", ha="center", va="center", color="#777777", transform=axis.transAxes)
+        axis.text(0.5, 0.5, "no image", ha="center", va="center", color="#777777", transform=axis.transAxes)
         return
     if name in ("input", "harmonised"):
         axis.imshow(pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest")

@@ -91,7 +91,7 @@ def validated(frame: pl.DataFrame) -> pl.DataFrame:
     missing = [name for name in SCHEMA if name not in frame.columns]
     if missing:
         raise InvalidRecords(f"records lack the columns {', '.join(missing)}")
-    frame = frame.select(SCHEMA.names()).cast(dict(SCHEMA))
+    frame = frame.select(SCHEMA.names()).cast(SCHEMA)
     has_value = pl.col("value").is_not_null() & pl.col("value").is_finite()
     rules = {
         "a key column is null": pl.any_horizontal(pl.col(*KEY, "unit", "status", "note").is_null()),

@@ -71,6 +71,7 @@ class RunInfo(_Frozen):
     headline: str
     seeds: tuple[int, ...]
     methods: tuple[MethodInfo, ...]
+    task: MethodInfo | None = None
     counts: Counts = Counts()
     seconds: float = 0.0
     started: str

@@ -45,7 +45,8 @@ class RankTest:
     @property
     def notes(self) -> tuple[str, ...]:
         """What has to be said beside the ranks."""
-        over = f"rank: mean over {self.settings} complete settings (source, target, metric of {', '.join(self.metrics)})"
+        metrics = ", ".join(self.metrics)
+        over = f"rank: mean over {self.settings} complete settings (source, target, metric of {metrics})"
         if self.dropped:
             over += f"; {self.dropped} settings dropped, in which some method has no value"
         if not self.settings:
@@ -108,7 +109,7 @@ def rank_test(records: pl.DataFrame, methods: Sequence[str]) -> RankTest | None:
     """Ranks of the methods over all metrics that are ranked; None with fewer than two methods that have values."""
     metrics = ranked(records["metric"].unique().sort())
     values = pair_means(records).filter(OFF_DIAGONAL & pl.col("metric").is_in(metrics))
-    having = set(values["method"])
+    having = set(values["method"].unique())
     names = [name for name in methods if name in having]
     if len(names) < 2:
         return None
@@ -174,9 +175,9 @@ def compare(
     for metric in metrics:
         of_metric = values.filter(pl.col("metric") == metric)
         for kind, reference in (("best", best.get(metric)), ("baseline", baseline)):
-            if reference in set(of_metric["method"]):
+            if reference in set(of_metric["method"].unique()):
                 assert reference is not None
-                others = [m for m in methods if m != reference and m in set(of_metric["method"])]
+                others = [m for m in methods if m != reference and m in set(of_metric["method"].unique())]
                 found += _family(of_metric, metric, kind, others, reference)
     return tuple(found)
 

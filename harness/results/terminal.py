@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.metrics.catalogue import METRICS, ranked
+from harness.results.aggregate import grouped
 from harness.results.leaderboard import Leaderboard, Row
 
 WIDTH = 100
@@ -48,7 +49,7 @@ def to_csv(board: Leaderboard) -> str:
 
 def to_markdown(board: Leaderboard) -> str:
     """A table with all metrics, the best in bold, and the footnotes."""
-    heads = ["#", "method", *map(trait_label, board.traits), *(_heading(m) for m in board.metrics), "rank", "failed cells"]
+    heads = ["#", "method", *map(trait_label, board.traits), *map(_heading, board.metrics), "rank", "failed cells"]
     lines = [_line(heads), _line(["--:", ":--"] + [":-:"] * len(board.traits) + ["--:"] * (len(board.metrics) + 2))]
     best = {metric: board.best(metric) for metric in board.metrics}
     for row in board.rows:
@@ -83,7 +84,7 @@ def rank_text(row: Row) -> str:
 
 
 def failed_text(row: Row) -> str:
-    """"0/6": cells without a result, of all cells of the row."""
+    """Cells without a result, of all cells of the row, e.g. "0/6"."""
     return f"{row.failed_cells}/{row.cells}"
 
 
@@ -104,7 +105,9 @@ def _fitting(board: Leaderboard, width: int) -> tuple[tuple[str, ...], tuple[str
     principal = ranked(board.metrics)
     order = sorted(board.metrics, key=lambda m: (m != board.info.headline, m not in principal))
     names = max([len("method"), *(len(row.method) for row in board.rows)])
-    used = 5 + min(names, 26) + 2 + 4 * len(board.traits) + 7 + 8
+    failed = max([len("failed"), *(len(failed_text(row)) for row in board.rows)])
+    # Two blanks follow every column but the last; a trait's label has two letters, a rank at most five.
+    used = len(str(len(board.rows))) + 2 + min(names, 24) + 2 + 4 * len(board.traits) + 7 + failed
     fitting: list[str] = []
     for metric in order:
         wide = max([len(_heading(metric)), *(len(row.scores[metric].text) for row in board.rows)]) + 2
@@ -116,9 +119,10 @@ def _fitting(board: Leaderboard, width: int) -> tuple[tuple[str, ...], tuple[str
 
 
 def _table(board: Leaderboard, metrics: tuple[str, ...], *, plain: bool) -> Table:
-    table = Table(box=box.ASCII if plain else box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    frame = box.ASCII if plain else box.SIMPLE_HEAD
+    table = Table(box=frame, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
     table.add_column("#", justify="right", no_wrap=True)
-    table.add_column("method", max_width=26, overflow="fold")
+    table.add_column("method", max_width=24, overflow="fold")
     for trait in board.traits:
         table.add_column(trait_label(trait), justify="center", no_wrap=True)
     for metric in metrics:
@@ -129,7 +133,7 @@ def _table(board: Leaderboard, metrics: tuple[str, ...], *, plain: bool) -> Tabl
     for row in board.rows:
         marks = [trait_mark(row, trait, plain=plain) for trait in board.traits]
         scores = [
-            Text(row.scores[m].text, style="bold green" if row.method in best[m] else _score_style(row, m)) for m in metrics
+            Text(row.scores[m].text, "bold green" if row.method in best[m] else _score_style(row, m)) for m in metrics
         ]
         failed = Text(failed_text(row), style="red" if row.failed_cells else "dim")
         table.add_row(str(row.position), escape(row.method), *marks, *scores, rank_text(row), failed)
@@ -175,18 +179,18 @@ def _not_separated(board: Leaderboard) -> list[str]:
 def _show_failures(board: Leaderboard, console: Console) -> None:
     lines = _failure_lines(board)
     for line in lines[:MOST_FAILURES]:
-        console.print(Text(line, style="red", overflow="ellipsis", no_wrap=True), width=min(WIDTH, console.width))
+        console.print(Text(line, style="red"), no_wrap=True, overflow="ellipsis", width=min(WIDTH, console.width))
     if len(lines) > MOST_FAILURES:
         console.print(Text(f"… and {len(lines) - MOST_FAILURES} more; the report lists all", style="red"))
 
 
 def _failure_lines(board: Leaderboard) -> list[str]:
-    many = len(board.info.seeds) > 1
-    return [
-        f"{f.state:<8} {f.method} {f.source}→{f.target}{f' #{f.seed}' if many else ''} "
-        f"({', '.join(f.metrics)}): {f.note}"
-        for f in board.failures
-    ]
+    """One line per method and cause, its cells shortened so that the error stays in sight."""
+    lines = []
+    for group in grouped(board.failures):
+        cells = ", ".join(group.cells[:3]) + (f" and {len(group.cells) - 3} more" if len(group.cells) > 3 else "")
+        lines.append(f"{group.state}  {group.method}  {cells}: {group.note}")
+    return lines
 
 
 def _heading(metric: str) -> str:

@@ -90,7 +90,7 @@ def test_damage_after_a_first_read_is_noticed_too(tmp_path: Path) -> None:
     put(store)
     file = store.read(KEY) / "b.bin"
     file.write_bytes(b"\x01" * 1000)
-    with pytest.raises(CorruptArtifact, match="b.bin fails its checksum"):
+    with pytest.raises(CorruptArtifact, match=r"b\.bin fails its checksum"):
         store.read(KEY)
 
 
@@ -100,7 +100,7 @@ def test_remote_damage_is_noticed(tmp_path: Path) -> None:
     put(remote)
     remote.fs.pipe_file(f"{remote._object(KEY)}/b.bin", b"\x02" * 1000)
     elsewhere = open_store(f"memory://{tmp_path.name}/r", cache=tmp_path / "two")
-    with pytest.raises(CorruptArtifact, match="b.bin"):
+    with pytest.raises(CorruptArtifact, match=r"b\.bin"):
         elsewhere.read(KEY)
 
 
@@ -135,7 +135,7 @@ def test_concurrent_commits_of_one_key_leave_one_whole_artifact(tmp_path: Path) 
 
 def test_an_unwritable_store_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(UserError, match="the store cannot be written: .*; name another with --store"):
+    with pytest.raises(UserError, match=r"the store cannot be written: .*; name another with --store"):
         open_store(str(tmp_path / "file" / "store"))
 
 

@@ -178,7 +178,8 @@ class _Wiring:
             "before": self.dataset.images(target, "test"),
             "source": self.dataset.images(source, "test"),
         }
-        if self.dataset.paired and self.protocol.paired and metrics & PAIRED_METRICS and source != target:
+        paired = source != target and self.protocol.paired and self.dataset.is_paired(target, source)
+        if paired and metrics & PAIRED_METRICS:
             needs["truth"] = self.dataset.images(target, "test", rendered_at=source)
         else:
             metrics -= PAIRED_METRICS

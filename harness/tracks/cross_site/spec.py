@@ -56,7 +56,9 @@ def resolve(document: Document, cache: Path, root: Path | None = None) -> base.B
             sites, site_problems = _sites(document, spec, dataset)
             problems += site_problems
     base.fail_if(problems)
-    assert spec is not None and dataset is not None and task is not None
+    assert spec is not None
+    assert dataset is not None
+    assert task is not None
     protocol = Protocol(spec.diagonal, spec.quantize, spec.paired, tuple(spec.metrics), spec.report.baseline)
     plan = build_plan(spec.benchmark, dataset, sites, task, rows, tuple(spec.seeds), protocol)
     return base.Benchmark(spec, dataset, sites, rows, plan, {"task": task})

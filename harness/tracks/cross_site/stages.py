@@ -171,9 +171,9 @@ def _paired_records(images: ImageSet, truth: ImageSet, wanted: set[str]) -> Iter
 
     for (scan, ours, mask), (_, true, _) in zip(images.volumes(), truth.volumes(), strict=True):
         if "psnr" in wanted:
-            yield _record(scan, "", "psnr", intensity.psnr(ours, true, mask))
+            yield _record(scan, "", "psnr", intensity.psnr(true, ours, mask))
         if "ssim" in wanted:
-            yield _record(scan, "", "ssim", intensity.ssim(ours, true, mask))
+            yield _record(scan, "", "ssim", intensity.ssim(true, ours, mask))
 
 
 def _volumes(images: ImageSet) -> Iterator[tuple[np.ndarray, np.ndarray]]:

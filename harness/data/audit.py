@@ -1,0 +1,209 @@
+"""The audit of scans: every file is opened, every problem is one line, and all are told at once.
+
+Files are untrusted: sizes in a header are judged before anything of that size is allocated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness.data import volumes
+from harness.data.layout import ScanFiles
+from harness.data.schema import Slices
+from harness.problems import Problem
+
+MOST_VOXELS = 512**3
+LONGEST_AXIS = 2048
+"""Largest volume that is read, and its longest axis; whole-brain scans at 0.4 mm stay below both. Ours."""
+
+SAME_PLACE_MM = 0.1
+"""Affines of one scan's files may differ by this much at the volume's far corner. Ours."""
+
+Finding = list[str]
+"""[path below the root, what is wrong and what to do]"""
+
+
+@dataclass(frozen=True)
+class Checks:
+    """What a scan is held to. as_stored: levels are kept, so files must be 8-bit. groups: ids of labels."""
+
+    slices: Slices
+    as_stored: bool = False
+    groups: volumes.Ranges | None = None
+
+
+def check_scan(root: Path, scan: ScanFiles, checks: Checks) -> list[Finding]:
+    """Everything wrong with the files of one scan. Never raises for what they hold."""
+    findings: list[Finding] = []
+    image = _read(root, scan.image, "image", findings)
+    label = _read(root, scan.label, "label", findings) if scan.label else None
+    mask = _read(root, scan.mask, "mask", findings) if scan.mask else None
+    if image is not None:
+        findings += _image(scan.image, image, checks)
+    for role, path, volume in (("label", scan.label, label), ("mask", scan.mask, mask)):
+        if image is not None and path and volume is not None:
+            findings += _alignment(path, role, volume, image, scan.image)
+    if label is not None and scan.label:
+        findings += _labels(scan.label, label, checks)
+    findings += _brain(scan, image, mask, checks)
+    return findings
+
+
+def check_labels(root: Path, path: str, groups: volumes.Ranges) -> list[Finding]:
+    """Everything wrong with a label map that has no image."""
+    findings: list[Finding] = []
+    volume = _read(root, path, "label", findings)
+    if volume is not None:
+        findings += _labels(path, volume, Checks(Slices(), groups=groups))
+        if not findings and not volume.data.any():
+            findings.append([path, "is background only; mend the label map, or remove it"])
+    return findings
+
+
+def same_contents(root: Path, scans: Iterable[tuple[ScanFiles, str | None]]) -> list[Problem]:
+    """Images that are byte for byte the same but stand for different people: a leak between splits."""
+    first: dict[str, ScanFiles] = {}
+    problems = []
+    for scan, digest in scans:
+        if digest is None:
+            continue
+        other = first.setdefault(digest, scan)
+        if other.subject != scan.subject:
+            what = f"is the same image as {other.image}, yet subjects differ ({scan.subject}, {other.subject})"
+            todo = "exclude one, or declare same_subject, cohort or of"
+            problems.append(Problem(str(root / scan.image), f"{what}; {todo}"))
+    return problems
+
+
+# ---------------------------------------------------------------------------------------------- one file
+
+
+@dataclass(frozen=True, eq=False)
+class _Volume:
+    """A file as read: data [X, Y, Z] and affine in canonical orientation; `stored` is the type on disk."""
+
+    data: np.ndarray
+    affine: np.ndarray
+    zooms: tuple[float, ...]
+    stored: np.dtype[Any]
+    scaled: bool
+
+
+def _read(root: Path, path: str, role: str, findings: list[Finding]) -> _Volume | None:
+    """The file's volume, or None with a finding."""
+    import nibabel as nib
+
+    def refuse(what: str) -> None:
+        findings.append([path, what])
+
+    try:
+        image: Any = nib.load(root / path)
+        shape = tuple(int(n) for n in image.shape)
+        trouble = _header_trouble(shape, image)
+        if trouble:
+            refuse(f"{trouble}; export the {role} again")
+            return None
+        proxy = image.dataobj  # reorienting loads and scales: ask for what is stored before
+        scaled = (getattr(proxy, "slope", 1.0), getattr(proxy, "inter", 0.0)) != (1.0, 0.0)
+        stored = image.get_data_dtype()
+        image = volumes.open_canonical(root / path)
+        data = np.asarray(image.dataobj)
+    except FileNotFoundError:
+        refuse(f"no such {role}; add the file, or exclude the scan")
+        return None
+    except MemoryError:
+        refuse(f"the {role} does not fit into memory; export it again, smaller")
+        return None
+    except Exception as error:  # any file may be anything: whatever reading it raises is its fault
+        lines = str(error).strip().splitlines()
+        why = lines[0] if lines else type(error).__name__
+        refuse(f"the {role} cannot be read ({why}); it is damaged or cut short: copy or export it again")
+        return None
+    return _Volume(data, image.affine, image.header.get_zooms()[:3], stored, scaled)
+
+
+def _header_trouble(shape: tuple[int, ...], image: Any) -> str | None:
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if any(n < 1 for n in shape) or max(shape, default=0) > LONGEST_AXIS or np.prod(shape, dtype=float) > MOST_VOXELS:
+        return f"its header claims {' × '.join(map(str, shape))} voxels, more than any head has"
+    if len(shape) != 3:
+        return f"has {len(shape)} dimensions ({' × '.join(map(str, shape))}), where one volume of 3 is needed"
+    if image.get_data_dtype().kind not in "uif":
+        return f"its voxels are of type {image.get_data_dtype()}, no plain numbers"
+    affine = np.asarray(image.affine, dtype=float)
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-6:
+        return "its header has no usable orientation (affine)"
+    zooms = [float(size) for size in image.header.get_zooms()[:3]]
+    if not all(0.05 <= size <= 20 for size in zooms):
+        return f"its header claims voxels of {' × '.join(f'{size:g}' for size in zooms)} mm"
+    return None
+
+
+def _image(path: str, image: _Volume, checks: Checks) -> list[Finding]:
+    findings: list[Finding] = []
+    if image.data.dtype.kind == "f":
+        bad = int(np.count_nonzero(~np.isfinite(image.data)))
+        if bad:
+            findings.append([path, f"{bad} voxels are NaN or infinite; mend the image, or exclude the scan"])
+            return findings
+    if image.data.min() == image.data.max():
+        findings.append([path, f"every voxel is {image.data.flat[0]:g}; export the image again, or exclude the scan"])
+    if checks.as_stored and (image.stored != np.uint8 or image.scaled):
+        what = f"is stored as {image.stored}{' with scaling' if image.scaled else ''}, but intensity: none needs 8 bits"
+        findings.append([path, f"{what}; set intensity: {{percentile: 99.5}}"])
+    return findings
+
+
+def _alignment(path: str, role: str, volume: _Volume, image: _Volume, image_path: str) -> list[Finding]:
+    if volume.data.shape != image.data.shape:
+        ours, theirs = (" × ".join(map(str, v.data.shape)) for v in (volume, image))
+        what = f"the {role} has {ours} voxels, its image {image_path} {theirs}"
+        return [[path, f"{what}; resample it to the image's grid"]]
+    corners = np.array([[*corner, 1.0] for corner in ((0, 0, 0), image.data.shape)]).T
+    distance = float(np.abs((volume.affine - image.affine) @ corners).max())
+    if distance > SAME_PLACE_MM:
+        what = f"the {role} lies up to {distance:.3g} mm from its image {image_path} (affines differ)"
+        return [[path, f"{what}; resample it to the image's grid"]]
+    return []
+
+
+def _labels(path: str, label: _Volume, checks: Checks) -> list[Finding]:
+    if label.data.dtype.kind == "f" and not np.all(np.isfinite(label.data) & (label.data == np.rint(label.data))):
+        return [[path, "labels are not whole numbers; resample them by nearest neighbour"]]
+    if checks.groups is None:
+        return []
+    values = np.unique(label.data).astype(np.int64)
+    _, unknown = volumes.group_labels(values, checks.groups)
+    if not unknown:
+        return []
+    shown = ", ".join(map(str, unknown[:8])) + (f" and {len(unknown) - 8} more" if len(unknown) > 8 else "")
+    return [[path, f"label ids {shown} are in no group; add them to the label table's grouping, or choose another"]]
+
+
+def _brain(scan: ScanFiles, image: _Volume | None, mask: _Volume | None, checks: Checks) -> list[Finding]:
+    """Whether there is a brain, and whether it fits the slices."""
+    volume, path = (mask, scan.mask) if scan.mask else (image, scan.image)
+    if volume is None or path is None:
+        return []
+    inside = volume.data > (0.5 if scan.mask else 0)
+    if not inside.any():
+        what = "the mask is empty" if scan.mask else "no voxel is above 0, so there is no brain"
+        return [[path, f"{what}; mend the file, or exclude the scan"]]
+    slices = checks.slices
+    x, y, z = (float(size) for size in volume.zooms)
+    cut = volumes.Cut.of(inside, (x, y, z), slices)
+    findings: list[Finding] = []
+    if max(cut.extent) > slices.size:
+        rows, columns = (f"{n:.0f}" for n in cut.extent)
+        what = f"the brain takes {rows} × {columns} pixels and would be cut off at slices.size {slices.size}"
+        findings.append([path, f"{what}; raise size, set a larger pixel_mm, or skull-strip the image"])
+    if slices.count != "all" and len(cut.indexes) < slices.count:
+        what = f"the range holds {len(cut.indexes)} slices, slices.count asks for {slices.count}"
+        findings.append([path, f"{what}; lower count, widen range, or write count: all"])
+    return findings

@@ -1,0 +1,299 @@
+"""Real scans from files that nibabel reads: the data set, and its stage functions."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness.api import ImageSet, LabelSet, Scan
+from harness.data import arrays, volumes
+from harness.data.dataset import Dataset
+from harness.data.fingerprint import JsonCache, fingerprints
+from harness.data.layout import Layout, ScanFiles, find_scans
+from harness.data.schema import Intensity, NiftiCard, Shift, Slices, Split
+from harness.data.shift import apply_shift
+from harness.data.splits import Assignment, SplitFile, assign, order_of
+from harness.data.stack import Stack
+from harness.engine.plan import Stage, canonical, seed_of
+from harness.engine.worker import StageRun
+from harness.problems import Problem
+
+
+class NiftiDataset(Dataset):
+    """Scans below a root folder, laid out as the card's patterns say. Planning works without the folder."""
+
+    card: NiftiCard
+
+    def __init__(self, card: NiftiCard, root: Path | None, cache: Path | None, split_file: SplitFile | None):
+        super().__init__(card, root, cache, split_file)
+        self._layouts: dict[str, Layout] = {}
+        self._hashes: dict[str, dict[str, str | None]] = {}
+        self._assignment: Assignment | None = None
+
+    # ------------------------------------------------------------------------------------- what there is
+
+    def labelled(self, site: str) -> bool:
+        return self.card.sites[self.card.scanned(site)].label is not None
+
+    def is_paired(self, site: str, other: str) -> bool:
+        return self.card.scanned(site) == self.card.scanned(other)
+
+    def shift(self, site: str) -> Shift | None:
+        return self.card.sites[site].shift
+
+    def layout(self, site: str) -> Layout:
+        """The site's scans and what is wrong with how they lie; empty without a root."""
+        base = self.card.scanned(site)
+        if base not in self._layouts:
+            there = self.root is not None and self.root.is_dir()
+            self._layouts[base] = find_scans(self._root, self.card, base) if there else Layout()
+        return self._layouts[base]
+
+    def scans(self, site: str, split: Split | None = None) -> tuple[ScanFiles, ...]:
+        """The site's scans, of one split or of all, ordered by name; at most the card's `scans`."""
+        scans = self._limited(self.layout(site).scans)
+        return scans if split is None else tuple(s for s in scans if self._sides().get(s.subject) == split)
+
+    def _limited(self, scans: tuple[ScanFiles, ...]) -> tuple[ScanFiles, ...]:
+        if self.card.scans is None:
+            return scans
+        people: dict[str, int] = {}
+        for scan in scans:
+            people[scan.subject] = people.get(scan.subject, 0) + 1
+        kept: set[str] = set()
+        room = self.card.scans
+        for subject in sorted(people, key=lambda name: order_of(name, self.card.split.seed)):
+            if people[subject] <= room:
+                kept.add(subject)
+                room -= people[subject]
+        return tuple(scan for scan in scans if scan.subject in kept)
+
+    def _sides(self) -> Assignment:
+        if self._assignment is None:
+            people = {site: {scan.subject for scan in self.scans(site)} for site in self.sites}
+            everyone = set().union(*people.values())
+            if self.split_file is not None:
+                self._assignment = {s: side for s, side in self.split_file.sides.items() if s in everyone}
+            else:
+                self._assignment = assign(people, self.card.split.fractions, self.card.split.seed)
+        return self._assignment
+
+    def subjects(self) -> Assignment:
+        return dict(self._sides())
+
+    @property
+    def _root(self) -> Path:
+        assert self.root is not None
+        return self.root
+
+    # -------------------------------------------------------------------------------------------- stages
+
+    def _images(self, site: str, split: Split, at: str) -> Stage:
+        # The same scans at another site are that site's own images of the same people.
+        scans = self.scans(at, split)
+        params = {
+            **self._params(at, split, scans),
+            "intensity": self.card.intensity.model_dump(mode="json"),
+            "shift": _dumped(self.shift(at)),
+        }
+        return self._stage("images", at, scans, params, ("image", "mask"))
+
+    def _labels(self, site: str, split: Split) -> Stage:
+        scans = self.scans(site, split)
+        base = self.card.sites[self.card.scanned(site)]
+        assert self.card.labels is not None
+        params = {
+            **self._params(site, split, scans),
+            "names": list(self.card.labels.names),
+            "groups": [list(entry) for entry in self.card.labels.ranges(base.grouping)],
+        }
+        return self._stage("labels", site, scans, params, ("image", "mask", "label"))
+
+    def _params(self, site: str, split: Split, scans: Iterable[ScanFiles]) -> dict[str, Any]:
+        people = [{"id": s.id, "subject": s.subject, "age": s.age, "sex": s.sex} for s in scans]
+        masked = self.card.sites[self.card.scanned(site)].mask is not None
+        slices = self.card.slices.model_dump(mode="json")
+        return {"site": site, "split": split, "scans": people, "slices": slices, "masked": masked}
+
+    def _stage(
+        self, kind: str, site: str, scans: tuple[ScanFiles, ...], params: dict[str, Any], roles: tuple[str, ...]
+    ) -> Stage:
+        files = {s.id: {role: getattr(s, role) for role in roles if getattr(s, role)} for s in scans}
+        hashes = self.hashes(site)
+        contents = {
+            scan: {role: [hashes[part] for part in _parts(path)] for role, path in paths.items()}
+            for scan, paths in files.items()
+        }
+        absent = self.root is None or not self.root.is_dir()
+        return Stage(
+            kind=kind,
+            title="",
+            fn=f"harness.data.nifti:nifti_{kind}",
+            params=params,
+            resources="prepare",
+            data="absent" if absent else hashlib.sha256(canonical(contents).encode()).hexdigest(),
+            local={} if absent else {"root": str(self._root.absolute()), "files": files},
+        )
+
+    def hashes(self, site: str) -> dict[str, str | None]:
+        """sha256 by path below the root of every file of the site's scans; None where it cannot be read."""
+        base = self.card.scanned(site)
+        if base not in self._hashes:
+            names = [part for s in self.layout(site).scans for path in _paths(s) for part in _parts(path)]
+            paths = {name: self._root / name for name in names}
+            found = fingerprints(paths.values(), self.cache)
+            self._hashes[base] = {name: found[path] for name, path in paths.items()}
+        return self._hashes[base]
+
+    # --------------------------------------------------------------------------------------------- audit
+
+    def missing(self, sites: Iterable[str] | None = None) -> list[str]:
+        found = self._missing_root()
+        if not found and sites is not None:
+            for site in sites:
+                if not self.layout(site).scans:
+                    pattern = self.card.sites[self.card.scanned(site)].image
+                    found.append(f"{site} has no scans: nothing matches {self._root}/{pattern}")
+        return found
+
+    def audit(self, sites: Iterable[str]) -> list[Problem]:
+        from harness.data import audit
+
+        absent = self.missing()
+        if absent:
+            return [Problem(self.card.id, line) for line in absent]
+        sites = list(sites)
+        bases = list(dict.fromkeys(self.card.scanned(site) for site in sites))
+        problems = [problem for base in bases for problem in self.layout(base).problems]
+        for base in bases:
+            problems += self._unassigned(base, {scan.subject for scan in self.scans(base)})
+        for site in sites:
+            problems += self._empty_splits(site) if self.scans(site) else []  # else: reported as missing files
+        memory = JsonCache(self.cache / "audits.json" if self.cache else None)
+        for base in bases:
+            problems += self._audit_files(base, memory)
+        memory.save()
+        return problems + audit.same_contents(
+            self._root, [(scan, self.hashes(base).get(scan.image)) for base in bases for scan in self.scans(base)]
+        )
+
+    def _audit_files(self, base: str, memory: JsonCache) -> list[Problem]:
+        """Every file of a site; a scan whose files and checks are unchanged is not read again."""
+        from harness.data import audit
+        from harness.engine import code
+
+        labels = self.card.labels
+        groups = labels.ranges(self.card.sites[base].grouping) if labels and self.labelled(base) else None
+        checks = audit.Checks(self.card.slices, self.card.intensity.percentile is None, groups)
+        asked = [
+            code.fingerprint(("harness.data.audit:check_scan",)),
+            {"slices": checks.slices.model_dump(mode="json"), "as_stored": checks.as_stored, "groups": groups},
+        ]
+        hashes = self.hashes(base)
+        problems: list[Problem] = []
+        for scan in self.scans(base):
+            contents = [[path, [hashes[part] for part in _parts(path)]] for path in _paths(scan)]
+            key = hashlib.sha256(canonical([asked, contents]).encode()).hexdigest()
+            found = memory.get(key)
+            if found is None:
+                found = audit.check_scan(self._root, scan, checks)
+                memory.put(key, found)
+            problems += [Problem(str(self._root / path), what) for path, what in found]
+        return problems
+
+
+def _paths(scan: ScanFiles) -> list[str]:
+    return [path for path in (scan.image, scan.label, scan.mask) if path]
+
+
+def _parts(path: str) -> list[str]:
+    """The files that hold one image: Analyze and NIfTI pairs are two."""
+    stem, dot, ending = path.rpartition(".")
+    return [f"{stem}.hdr", f"{stem}.img"] if dot and ending in ("img", "hdr") else [path]
+
+
+def _dumped(shift: Shift | None) -> dict[str, Any] | None:
+    return shift.model_dump(mode="json") if shift else None
+
+
+# ----------------------------------------------------------------------------------------- stage functions
+
+
+def nifti_images(run: StageRun) -> None:
+    """Cut and scale the scans of one site and split; leaves an image set of 8-bit slices."""
+    params = run.params
+    intensity = Intensity.model_validate(params["intensity"])
+    slices = Slices.model_validate(params["slices"])
+    shift = Shift.model_validate(params["shift"]) if params["shift"] else None
+    with Stack(run.scratch / "pixels.raw", np.uint8) as pixels, Stack(run.scratch / "mask.raw", np.bool_) as masks:
+        scans = []
+        for who in params["scans"]:
+            brain = _brain(run.local, who["id"])
+            mask, voxel = brain.mask, brain.voxel
+            unit = volumes.to_unit(brain.image, mask, intensity.percentile)
+            if shift is not None:
+                seeds = [seed_of("shift", params["site"], shift.seed, *more) for more in ((), (who["id"],))]
+                unit = apply_shift(unit, mask, voxel, shift, *seeds)
+                # A scanner's scale is its own: the percentile becomes white again, as for any real scan.
+                if intensity.percentile is not None:
+                    unit = volumes.to_unit(unit, mask, intensity.percentile)
+            cut = volumes.Cut.of(mask, voxel, slices)
+            inside = cut.labels(mask)
+            scans.append(_scan(who, params["site"], len(masks), len(inside), cut.spacing))
+            pixels.append(volumes.eight_bits(cut.image(unit), inside))
+            masks.append(inside)
+        arrays.save_images(run.out, ImageSet(pixels.array(), masks.array(), tuple(scans)))
+
+
+def nifti_labels(run: StageRun) -> None:
+    """Group and cut the labels of one site and split; leaves a label set on the slices of its images."""
+    params = run.params
+    slices = Slices.model_validate(params["slices"])
+    with Stack(run.scratch / "labels.raw", np.uint8) as labels:
+        scans = []
+        for who in params["scans"]:
+            path = _path(run.local, who["id"], "label")
+            ids = volumes.read_integers(path)
+            grouped, unknown = volumes.group_labels(ids, params["groups"])
+            if unknown:
+                raise ValueError(f"{path}: label ids {unknown[:5]} are in no group; audit the data set again")
+            brain = _brain(run.local, who["id"])
+            cut = volumes.Cut.of(brain.mask, brain.voxel, slices)
+            inside = cut.labels(grouped[brain.box])
+            scans.append(_scan(who, params["site"], len(labels), len(inside), cut.spacing))
+            labels.append(inside)
+        arrays.save_labels(run.out, LabelSet(labels.array(), tuple(params["names"]), tuple(scans)))
+
+
+@dataclass(frozen=True, eq=False)
+class _Brain:
+    """Image and mask within the brain's box (all further work is inside it), the box, and the voxel in mm."""
+
+    image: volumes.Float
+    mask: volumes.Bool
+    box: tuple[slice, ...]
+    voxel: tuple[float, float, float]
+
+
+def _brain(local: Mapping[str, Any], scan: str) -> _Brain:
+    image, voxel = volumes.read_image(_path(local, scan, "image"))
+    masked = "mask" in local["files"][scan]
+    mask = volumes.read_mask(_path(local, scan, "mask")) if masked else image > 0
+    if mask.shape != image.shape:
+        raise ValueError(f"{scan}: mask {mask.shape} and image {image.shape} differ; audit the data set again")
+    low, high = volumes.brain_box(mask)
+    box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+    return _Brain(image[box], mask[box], box, voxel)
+
+
+def _path(local: Mapping[str, Any], scan: str, role: str) -> Path:
+    return Path(local["root"]) / local["files"][scan][role]
+
+
+def _scan(who: Mapping[str, Any], site: str, start: int, n: int, spacing: tuple[float, float, float]) -> Scan:
+    return Scan(who["id"], who["subject"], site, start, start + n, spacing, who["age"], who["sex"])

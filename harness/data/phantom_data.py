@@ -1,0 +1,256 @@
+"""The embedded phantom as a data set: simulated subjects, rendered at any site, and its stage functions."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from harness.api import ImageSet, LabelSet, Scan
+from harness.data import arrays
+from harness.data.dataset import Dataset
+from harness.data.fingerprint import fingerprints
+from harness.data.schema import PhantomCard, Slices, Split
+from harness.data.splits import Assignment, SplitFile, assign, order_of
+from harness.data.stack import Stack
+from harness.engine.plan import Stage, canonical, seed_of
+from harness.engine.worker import StageRun
+from harness.problems import Problem, UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from harness.phantom.anatomy import AnatomySlices, Geometry
+
+
+@dataclass(frozen=True)
+class Person:
+    """A simulated subject, scanned once at a site. `anatomy`: the label map that is its brain, if one is."""
+
+    id: str
+    subject: str
+    seed: int
+    age: float | None
+    sex: Literal["F", "M"] | None
+    anatomy: str | None = None
+
+
+class PhantomDataset(Dataset):
+    """Simulated scans. Any subject can be rendered at any site, so all sites are paired."""
+
+    card: PhantomCard
+
+    def __init__(self, card: PhantomCard, root: Path | None, cache: Path | None, split_file: SplitFile | None):
+        super().__init__(card, root, cache, split_file)
+        self._check()
+        self._people: dict[str, tuple[Person, ...]] = {}
+        self._maps: tuple[str, ...] | None = None
+        self._assignment: Assignment | None = None
+
+    def _check(self) -> None:
+        """Raises UserError for sites the phantom does not have, or a label table that is not its own."""
+        from harness.phantom.physics import LABELS
+        from harness.phantom.sites import SITES
+
+        known = [site.name for site in SITES]
+        problems = [
+            self.card.problem(("sites", name), f"the phantom has no site {name!r}{did_you_mean(name, known)}")
+            for name in self.sites
+            if name not in known
+        ]
+        if self.label_names != LABELS:
+            what = "a phantom's labels are its own 15 groups, in their order; write labels: adult15"
+            problems.append(self.card.problem(("labels",), what))
+        if problems:
+            raise UserError(problems)
+
+    # ------------------------------------------------------------------------------------- what there is
+
+    def labelled(self, site: str) -> bool:
+        return True
+
+    def is_paired(self, site: str, other: str) -> bool:
+        return True
+
+    def count(self, site: str) -> int:
+        """Scans of the site: the card's `scans`, else the site's own, else the paper's number."""
+        from harness.phantom.sites import site as phantom_site
+
+        own = self.card.sites[site]
+        return self.card.scans or (own.scans if own else None) or phantom_site(site).scans
+
+    def scans(self, site: str, split: Split | None = None) -> tuple[Person, ...]:
+        """The site's people, of one split or of all."""
+        if site not in self._people:
+            self._people[site] = self._real(site) if self.card.anatomies else self._simulated(site)
+        people = self._people[site]
+        return people if split is None else tuple(p for p in people if self.subjects().get(p.subject) == split)
+
+    def _simulated(self, site: str) -> tuple[Person, ...]:
+        from harness.phantom.cohort import cohort
+        from harness.phantom.sites import site as phantom_site
+
+        people = cohort(phantom_site(site), self.count(site), self.card.seed)
+        return tuple(Person(p.id, p.id, p.seed, p.age, p.sex) for p in people)
+
+    def _real(self, site: str) -> tuple[Person, ...]:
+        """People of the label maps: the same at every site, as far as the site's number of scans goes."""
+        names = sorted(self._anatomies(), key=lambda name: order_of(name, self.card.seed))[: self.count(site)]
+        return tuple(
+            Person(_stem(name), _stem(name), seed_of("anatomy", _stem(name), self.card.seed), None, None, name)
+            for name in sorted(names)
+        )
+
+    def _anatomies(self) -> tuple[str, ...]:
+        """Label maps below the root, by their path; empty without a root."""
+        if self._maps is None:
+            folder = self.root / (self.card.anatomies or "") if self.root else None
+            found = sorted(folder.glob("*.nii*")) if folder and folder.is_dir() else []
+            self._maps = tuple(f"{self.card.anatomies}/{path.name}" for path in found)
+        return self._maps
+
+    def subjects(self) -> Assignment:
+        if self._assignment is None:
+            people = {site: [person.subject for person in self.scans(site)] for site in self.sites}
+            if self.split_file is not None:
+                everyone = {name for names in people.values() for name in names}
+                self._assignment = {s: side for s, side in self.split_file.sides.items() if s in everyone}
+            else:
+                self._assignment = assign(people, self.card.split.fractions, self.card.split.seed)
+        return self._assignment
+
+    # -------------------------------------------------------------------------------------------- stages
+
+    def _images(self, site: str, split: Split, at: str) -> Stage:
+        # `site` and `split` are in the parameters: without data, stages must not fall together.
+        return self._stage("images", site, split, {"rendered_at": at})
+
+    def _labels(self, site: str, split: Split) -> Stage:
+        return self._stage("labels", site, split, {"names": list(self.label_names)})
+
+    def _stage(self, kind: str, site: str, split: Split, more: Mapping[str, Any]) -> Stage:
+        people = self.scans(site, split)
+        params = {
+            "site": site,
+            "split": split,
+            "subjects": [{"id": p.id, "seed": p.seed, "age": p.age, "sex": p.sex} for p in people],
+            "slices": self.card.slices.model_dump(mode="json"),
+            "anatomies": self.card.anatomies is not None,
+            **more,
+        }
+        files = {p.id: p.anatomy for p in people if p.anatomy}
+        data, local = "", {}
+        if self.card.anatomies is not None:
+            data = "absent"
+            if self.root is not None and self.root.is_dir():
+                hashes = fingerprints([self.root / name for name in files.values()], self.cache)
+                contents = {who: hashes[self.root / name] for who, name in files.items()}
+                data = hashlib.sha256(canonical(contents).encode()).hexdigest()
+                local = {"root": str(self.root.absolute()), "files": files}
+        return Stage(
+            kind=kind,
+            title="",
+            fn=f"harness.data.phantom_data:phantom_{kind}",
+            params=params,
+            resources="prepare",
+            data=data,
+            local=local,
+        )
+
+    # --------------------------------------------------------------------------------------------- audit
+
+    def missing(self, sites: Iterable[str] | None = None) -> list[str]:
+        if self.card.anatomies is None:
+            return []
+        found = self._missing_root()
+        if not found and not self._anatomies():
+            found.append(f"no label map (*.nii, *.nii.gz) lies in {self.root}/{self.card.anatomies}; mend anatomies:")
+        return found
+
+    def audit(self, sites: Iterable[str]) -> list[Problem]:
+        absent = self.missing()
+        if absent:
+            return [Problem(self.card.id, line) for line in absent]
+        problems: list[Problem] = []
+        for site in sites:
+            there = len(self.scans(site))
+            if there < self.count(site):
+                what = f"{site} asks for {self.count(site)} scans, but there are {there} anatomies; set scans: {there}"
+                problems.append(self.card.problem(("sites", site), what))
+            problems += self._empty_splits(site)
+            problems += self._unassigned(site, (person.subject for person in self.scans(site)))
+        return problems + self._audit_anatomies()
+
+    def _audit_anatomies(self) -> list[Problem]:
+        from harness.data.audit import check_labels
+
+        if self.card.anatomies is None or self.root is None or self.card.labels is None:
+            return []
+        groups = self.card.labels.ranges("identity")
+        found = [finding for name in self._anatomies() for finding in check_labels(self.root, name, groups)]
+        return [Problem(str(self.root / path), what) for path, what in found]
+
+
+def _stem(path: str) -> str:
+    return Path(path).name.partition(".")[0]
+
+
+# ----------------------------------------------------------------------------------------- stage functions
+
+
+def phantom_images(run: StageRun) -> None:
+    """Render the subjects at a site; leaves an image set of 8-bit slices."""
+    from harness.phantom.render import render
+    from harness.phantom.sites import site as phantom_site
+
+    at = phantom_site(run.params["rendered_at"])
+    geometry = _geometry(Slices.model_validate(run.params["slices"]))
+    with Stack(run.scratch / "pixels.raw", np.uint8) as pixels, Stack(run.scratch / "mask.raw", np.bool_) as masks:
+        scans = []
+        for who in run.params["subjects"]:
+            anatomy = _anatomy(run, who, geometry)
+            scans.append(_scan(who, at.name, len(masks), anatomy))
+            pixels.append(render(anatomy, at, who["seed"]))
+            masks.append(anatomy.mask)
+        arrays.save_images(run.out, ImageSet(pixels.array(), masks.array(), tuple(scans)))
+
+
+def phantom_labels(run: StageRun) -> None:
+    """The subjects' labels; leaves a label set on the slices of their images."""
+    geometry = _geometry(Slices.model_validate(run.params["slices"]))
+    with Stack(run.scratch / "labels.raw", np.uint8) as labels:
+        scans = []
+        for who in run.params["subjects"]:
+            anatomy = _anatomy(run, who, geometry)
+            scans.append(_scan(who, run.params["site"], len(labels), anatomy))
+            labels.append(anatomy.labels)
+        arrays.save_labels(run.out, LabelSet(labels.array(), tuple(run.params["names"]), tuple(scans)))
+
+
+def _geometry(slices: Slices) -> Geometry:
+    """The phantom's sampling for a card's slices: the middles of `count` equal parts of a mean brain's range."""
+    from harness.phantom.anatomy import FULL, Geometry
+
+    span = FULL.anterior_mm - FULL.posterior_mm
+    back, front = (FULL.posterior_mm + fraction * span for fraction in slices.range)
+    count = max(1, round(front - back)) if slices.count == "all" else slices.count
+    half = (front - back) / count / 2
+    if count == 1:  # a single slice lies in the middle of its range
+        return Geometry(slices.size, slices.pixel_mm or 1.0, 1, back, front)
+    return Geometry(slices.size, slices.pixel_mm or 1.0, count, back + half, front - half)
+
+
+def _anatomy(run: StageRun, who: Mapping[str, Any], geometry: Geometry) -> AnatomySlices:
+    from harness.phantom.anatomy import anatomy_from_labels, render_anatomy
+    from harness.phantom.cohort import Subject
+
+    if run.params["anatomies"]:
+        return anatomy_from_labels(Path(run.local["root"]) / run.local["files"][who["id"]], geometry)
+    return render_anatomy(Subject(who["id"], who["seed"], who["age"], who["sex"]), geometry)
+
+
+def _scan(who: Mapping[str, Any], site: str, start: int, anatomy: AnatomySlices) -> Scan:
+    stop = start + len(anatomy.mask)
+    return Scan(who["id"], who["id"], site, start, stop, anatomy.spacing, who["age"], who["sex"])
