@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 
-from harness.metrics.catalogue import METRICS
+from harness.metrics.catalogue import METRICS, ranked
 from harness.results import aggregate, records, runinfo
 from harness.results.aggregate import Failure
 from harness.results.runinfo import RunInfo
@@ -142,10 +142,8 @@ def build(folder: Path) -> Leaderboard:
 
 def build_from(info: RunInfo, table: pl.DataFrame) -> Leaderboard:
     """The leaderboard of records already read."""
-    present = set(table["method"].unique())
-    # The task model is listed among the methods, but is no row of the matrix.
-    names = [m.name for m in info.methods if m.name in present]
-    names += sorted(present - set(names))
+    names = [method.name for method in info.methods]
+    names += sorted(set(table["method"].unique()) - set(names))
     metrics = tuple(dict.fromkeys((*info.metrics, *table["metric"].unique().sort())))
     info = info.model_copy(update={"metrics": metrics})
     scores = _scores(table, names, metrics)
@@ -238,9 +236,10 @@ def _notes(
     if failures:
         cells = {(f.method, f.source, f.target, f.seed) for f in failures}
         notes.append(f"{len(cells)} cells failed, are blocked or have no record; each is listed with its error")
-    penalised = sum(s.penalised for row in rows for s in row.scores.values())
+    counted = ranked(info.metrics)
+    penalised = sum(s.penalised for row in rows for s in row.scores.values() if s.metric in counted)
     if penalised:
-        notes.append(f"{penalised} records carry a penalty for a structure present on one side only")
+        notes.append(f"{penalised} values are the penalty for a structure that is in the label or the prediction only")
     if ranks:
         notes.extend(ranks.notes)
     elif len(rows) > 1:

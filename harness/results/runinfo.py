@@ -55,8 +55,8 @@ class RunInfo(_Frozen):
     """Everything about a run that is not a number in the records.
 
     baseline: display name of the row that others are tested against. headline: id of the metric that orders the
-    leaderboard. started: ISO 8601. commit: git commit of the benchmark's folder or of the harness, None where
-    unknown. environment: versions and machine, for the protocol section.
+    leaderboard. methods: the rows. task: the model of the downstream task, shared by all rows. started: ISO 8601.
+    commit: git commit of the benchmark's folder, None where unknown. environment: versions and machine.
     """
 
     run_id: str

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from nifti_files import SHAPE, head, write_scan, write_volume
 
 from harness import yamlfile
 from harness.data import arrays, volumes
@@ -17,8 +18,6 @@ from harness.data.nifti import NiftiDataset
 from harness.data.schema import Bias, Shift, Slices
 from harness.data.shift import apply_shift
 from harness.engine.plan import Stage
-
-from conftest import SHAPE, head, write_scan, write_volume  # isort: skip
 
 CardFile = Callable[..., Path]
 RunStage = Callable[[Stage], Path]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from nifti_files import write_volume
 
 from harness import yamlfile
 from harness.data import arrays
@@ -15,8 +16,6 @@ from harness.data.dataset import open_dataset
 from harness.data.phantom_data import PhantomDataset
 from harness.engine.plan import Stage
 from harness.problems import UserError
-
-from conftest import write_volume  # isort: skip
 
 RunStage = Callable[[Stage], Path]
 SMALL = "scans: 3, slices: {size: 64, pixel_mm: 3.0, count: 2, range: [0.3, 0.6]}"
@@ -104,8 +103,9 @@ def test_more_scans_at_one_site_change_no_other(phantom: Phantom) -> None:
 
 
 def test_unknown_sites_and_foreign_labels_are_told(phantom: Phantom, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("names: [background, brain]\n")
     with pytest.raises(UserError) as error:
-        phantom("sites: {NYX: {scans: 4}}, labels: {names: [background, brain]}")
+        phantom("sites: {NYX: {scans: 4}}, labels: mine.yaml")
     assert [str(p).removeprefix(str(tmp_path)) for p in error.value.problems][0] == (
         "/bench.yaml:3:18: the phantom has no site 'NYX'; did you mean NYU?"
     )
