@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -61,8 +62,11 @@ def _check_sqlite(uri: str) -> str | None:
             head = file.read(16)
         if head not in (b"", b"SQLite format 3\0"):
             return f"{path} exists and is no sqlite database"
-    if not os.access(existing, os.W_OK | os.X_OK):
-        return f"the folder {existing} is not writable"
+    try:
+        # Tried, not asked: permissions say nothing about a read-only or a full filesystem, nor to root.
+        tempfile.TemporaryFile(dir=existing).close()
+    except OSError as error:
+        return f"the folder {existing} is not writable ({error.strerror or error})"
     return None
 
 

@@ -92,9 +92,10 @@ def matrices(matrices: Sequence[Matrix]) -> Figure:
     Brighter is better. A cell without a value is hatched and says why; a cell that was not planned is blank.
     """
     info = METRICS[matrices[0].metric]
-    columns = min(3, len(matrices))
-    lines = math.ceil(len(matrices) / columns)
     high, wide = len(matrices[0].sources), len(matrices[0].targets)
+    # Wider than this, the report would shrink the numbers beyond reading.
+    columns = min(len(matrices), max(1, int(12 / (0.72 * wide + 1.1))), 3)
+    lines = math.ceil(len(matrices) / columns)
     figure = Figure(
         figsize=(columns * (0.72 * wide + 1.1) + 0.9, lines * (0.42 * high + 0.95) + 0.3), layout="constrained"
     )

@@ -87,7 +87,8 @@ class Sync:
         parent = self._ensure(_invocation(self.board))
         for wanted in _cells(self.board, self.table, exhibits.read_curves(self.folder), parent):
             self._ensure(wanted)
-        for row in self.board.rows:
+        # Worst first: MLflow lists runs without a value newest first.
+        for row in reversed(self.board.rows):
             self._ensure(_leaderboard_row(self.board, row))
         for stale in (run for runs in self.existing.values() for run in runs):
             self.client.delete_run(stale.info.run_id)

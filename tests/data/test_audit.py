@@ -13,6 +13,7 @@ from nifti_files import SHAPE, head, write_scan, write_volume
 
 from harness.data.card import read_card
 from harness.data.dataset import open_dataset
+from harness.data.layout import ScanFiles
 
 CardFile = Callable[..., Path]
 MASKED = ("    label:", "    mask: m/{scan}.nii.gz\n    label:")
@@ -247,7 +248,7 @@ def test_an_unchanged_file_is_not_read_again_and_a_changed_one_is(
     checked: list[str] = []
     real = module.check_scan
 
-    def counting(folder: Path, scan: module.ScanFiles, checks: module.Checks) -> list[module.Finding]:
+    def counting(folder: Path, scan: ScanFiles, checks: module.Checks) -> list[module.Finding]:
         checked.append(scan.name)
         return real(folder, scan, checks)
 

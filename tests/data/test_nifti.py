@@ -15,7 +15,7 @@ from harness.data import arrays, volumes
 from harness.data.card import load_card, read_card
 from harness.data.dataset import Dataset, open_dataset
 from harness.data.nifti import NiftiDataset
-from harness.data.schema import Bias, Shift, Slices
+from harness.data.schema import SPLITS, Bias, Shift, Slices
 from harness.data.shift import apply_shift
 from harness.engine.plan import Stage
 
@@ -332,7 +332,7 @@ def test_a_shifted_site_has_the_same_people_and_labels(root: Path, card_file: Ca
     assert np.array_equal(ours.mask, theirs.mask)
     assert not np.array_equal(ours.pixels, theirs.pixels)
     labels = [arrays.load_labels(run_stage(data.labels(site, "train"))).labels for site in ("A", "S")]
-    assert np.array_equal(*labels)
+    assert np.array_equal(labels[0], labels[1])
     again = arrays.load_images(run_stage(data.images("S", "train")))
     assert np.array_equal(again.pixels, theirs.pixels)
 
@@ -366,7 +366,7 @@ def test_one_cohort_lands_on_the_same_side_at_both_sites(root: Path, card_file: 
 def test_rescans_stay_together(root: Path, card_file: CardFile) -> None:
     write_scan(root, "s0b", seed=77)
     data = dataset(root, card_file(("    label:", '    same_subject: [["s0", "s0b"]]\n    label:')))
-    sides = [side for side in ("train", "validation", "test") if "A-s0" in {s.subject for s in data.scans("A", side)}]
+    sides = [side for side in SPLITS if "A-s0" in {s.subject for s in data.scans("A", side)}]
     assert len(sides) == 1
     assert {s.id for s in data.scans("A", sides[0])} >= {"A-s0", "A-s0b"}
     assert data.audit(["A"]) == []

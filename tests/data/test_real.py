@@ -53,7 +53,7 @@ def test_rescans_of_a_person_are_on_one_side(real_data: Path, tmp_path: Path) ->
     whole = open_dataset(read_card("oasis1_malf"), real_data, tmp_path / "cache")
     assert len(whole.scans("OASIS")) == 29
     assert len({s.subject for s in whole.scans("OASIS")}) == 24
-    sides = {s.id: split for split in ("train", "validation", "test") for s in whole.scans("OASIS", split)}  # type: ignore[arg-type]
+    sides = {s.id: split for split in ("train", "validation", "test") for s in whole.scans("OASIS", split)}
     for first, second in ((1003, 1023), (1004, 1024), (1005, 1025), (1018, 1038), (1019, 1039)):
         assert sides[f"OASIS-{first}"] == sides[f"OASIS-{second}"]
     assert [whole.summary()["sites"]["OPENMS"][s] for s in ("train", "validation", "test")] == [1, 0, 1]

@@ -142,7 +142,7 @@ def study(tmp_path: Path) -> Path:
     for site in ("A", "B"):
         (root / site).mkdir(parents=True)
         for i in range(5):
-            volume = brain(i)
+            volume = brain(i + 100 * (site == "B"))
             save(root / site / f"s{i}_T1w.nii.gz", volume)
             save(root / site / f"s{i}_seg.nii.gz", (volume > 130).astype(np.uint8) + (volume > 0))
     card = {
@@ -194,12 +194,12 @@ def empty_mask(root: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (truncate, "truncated"),
+        (truncate, "cannot be read"),
         (put_nan, "NaN"),
-        (other_shape, "shape"),
+        (other_shape, "24 × 24 × 20 voxels"),
         (other_affine, "affine"),
         (other_label, "77"),
-        (empty_mask, "empty"),
+        (empty_mask, "there is no brain"),
     ],
 )
 def test_damaged_scans(study: Path, tmp_path: Path, damage: Change, message: str) -> None:

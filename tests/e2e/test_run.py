@@ -109,6 +109,7 @@ def test_one_field_reruns_only_that_method(finished: Path) -> None:
     tiny.run_json("run", "tiny.yaml", "--tracking", "none", cwd=finished)
 
 
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
 def test_mlflow_holds_the_leaderboard(finished: Path) -> None:
     import mlflow
 

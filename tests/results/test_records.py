@@ -98,9 +98,7 @@ def test_no_value_keeps_the_first_line_of_the_error(toy: Any) -> None:
 
 def test_means_go_labels_subjects_cells_pairs(folder: Path, toy: Any) -> None:
     table = records.read(folder)
-    subject = aggregate.subject_values(table).filter(
-        method="good", source="A", target="B", metric="dsc", subject="B0"
-    )
+    subject = aggregate.subject_values(table).filter(method="good", source="A", target="B", metric="dsc", subject="B0")
     assert subject["value"].to_list() == pytest.approx([0.80 - 0.03 - 0.02])
     pair = aggregate.pair_means(table).filter(method="good", source="A", target="B", metric="dsc")
     assert pair["value"].to_list() == pytest.approx([0.77])

@@ -91,9 +91,7 @@ def test_no_test_image_reaches_any_training(plan: Plan) -> None:
 
 def test_every_off_diagonal_cell_is_planned_and_the_baseline_on_the_diagonal(plan: Plan) -> None:
     cells = {(c.method, c.source, c.target) for c in plan.cells}
-    assert cells == {
-        (m, s, t) for m in METHODS for s in SITES for t in SITES if s != t or m == "none"
-    }
+    assert cells == {(m, s, t) for m in METHODS for s in SITES for t in SITES if s != t or m == "none"}
 
 
 def test_the_task_model_is_trained_once_for_each_source(plan: Plan) -> None:
