@@ -172,7 +172,7 @@ def show_conformance(method_id: str, results: list[dict[str, Any]], console: Con
 def dataset_list() -> list[dict[str, Any]]:
     from harness.data.card import card_ids, read_card
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     for card_id in card_ids():
         try:
             card = read_card(card_id)

@@ -109,10 +109,9 @@ def _tracking(home: Home) -> tuple[bool, str]:
 
 
 def _template() -> tuple[bool, str]:
-    from harness.phantom.template import template_files
+    from harness.phantom.template import template
 
-    files = template_files()
-    return True, f"ICBM152 template of nilearn, {len(files)} maps"
+    return True, f"ICBM152 template of nilearn, painted with {len(template().memberships)} structures"
 
 
 def _plugins() -> list[Finding]:

@@ -51,7 +51,8 @@ class Document:
             value = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise UserError(Problem(label, f"the value is no YAML: {_first_line(error)}")) from None
-        node, loc = self.data, []
+        node: Any = self.data
+        loc: list[str | int] = []
         for key in keys[:-1]:
             loc.append(_index(node, key, label, loc))
             if isinstance(node, dict) and node.get(key) is None:

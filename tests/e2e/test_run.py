@@ -68,6 +68,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     answer = tiny.run_json("run", "tiny.yaml", "-j", "2", cwd=folder)
     assert answer["failed"] == answer["blocked"] == 0
     assert answer["executed"] > 20
+    records(folder).write_parquet(folder / "undisturbed.parquet")
     return folder
 
 
@@ -186,14 +187,10 @@ def test_a_killed_driver_is_resumed(finished: Path, tmp_path: Path) -> None:
     assert answer["executed"] > 0
     again = {p.parent.name: p.stat().st_mtime_ns for p in objects.glob("*/*/manifest.json")}
     assert {key: again[key] for key in kept} == kept, "what had finished was not made again"
-    undisturbed = tmp_path / "undisturbed"
-    undisturbed.mkdir()
-    tiny.write(undisturbed)
-    tiny.run_json("run", "tiny.yaml", "--tracking", "none", cwd=undisturbed)
-    assert records(tmp_path).equals(records(undisturbed))
+    assert records(tmp_path).equals(pl.read_parquet(finished / "undisturbed.parquet"))
 
 
-def test_a_killed_worker_process_is_survived(tmp_path: Path) -> None:
+def test_a_killed_worker_process_is_survived(finished: Path, tmp_path: Path) -> None:
     """SIGKILL a real worker while it trains; the run finishes with the records of an undisturbed one."""
     tiny.write(tmp_path)
     command = [sys.executable, "-m", "harness", "run", "tiny.yaml", "-j", "2", "--tracking", "none"]
@@ -214,11 +211,7 @@ def test_a_killed_worker_process_is_survived(tmp_path: Path) -> None:
     _, log = driver.communicate(timeout=400)
     assert driver.returncode == 0, log
     assert "trying again" in log
-    undisturbed = tmp_path / "undisturbed"
-    undisturbed.mkdir()
-    tiny.write(undisturbed)
-    tiny.run_json("run", "tiny.yaml", "--tracking", "none", cwd=undisturbed)
-    assert records(tmp_path).equals(records(undisturbed))
+    assert records(tmp_path).equals(pl.read_parquet(finished / "undisturbed.parquet"))
 
 
 def test_ctrl_c_leaves_a_store_that_continues(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from scipy import stats
 
 from harness.metrics.ranking import bootstrap_mean, friedman, holm, mean_ranks, nemenyi_cd, paired_t, wilcoxon
 
@@ -181,3 +182,15 @@ def test_degenerate_bootstrap() -> None:
     assert math.isnan(bootstrap_mean([]).estimate)
     with pytest.raises(ValueError, match="finite"):
         bootstrap_mean([1.0, math.nan])
+
+
+@pytest.mark.parametrize("n", [3, 6, 9])
+def test_wilcoxon_with_ties_and_zeros_equals_scipys_enumeration(n: int) -> None:
+    for seed in range(4):
+        difference = np.random.default_rng(seed).integers(-2, 4, n) / 8
+        if not difference.any():
+            continue
+        ours = wilcoxon(difference, np.zeros(n))
+        theirs = stats.wilcoxon(difference, zero_method="pratt", correction=False)
+        assert ours.p == pytest.approx(theirs.pvalue, abs=1e-12)
+        assert ours.statistic == pytest.approx(theirs.statistic)

@@ -116,7 +116,7 @@ def score_images(run: StageRun) -> None:
         truth = arrays.load_images(run.inputs["truth"])
         records += _paired_records(harmonised, truth, set(run.params["metrics"]))
     run.save_json("records.json", records)
-    np.savez(run.out / "histograms.npz", **histograms)
+    np.savez(run.out / "histograms.npz", allow_pickle=False, **histograms)
 
 
 # ------------------------------------------------------------------------------------------- handing over
