@@ -2,7 +2,7 @@
 
     python benchmarks/perf/overhead.py [--repeats 2] [--json]
 
-The stages are those of `benchmarks/cross_site.yaml` with shorter trainings. Three ways to the same artifacts:
+The stages are those of `benchmarks/cross_site.yaml`, of three sites, with fewer scans and shorter trainings. Three ways to the same artifacts:
 a bare loop (the stage functions called one after another in this process, plain folders, no store, no checks),
 the harness with one worker, and the harness with two. Ray's start is timed apart and also counted.
 Target: one worker adds at most 5 % to the bare loop; two workers are at least 1.7× as fast as one.
@@ -66,11 +66,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--iterations", type=int, default=100, help="of each task model")
+    parser.add_argument("--scans", type=int, default=8, help="of each site")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         base = Path(name)
-        overrides = [f"task.training.iterations={options.iterations}"]
+        overrides = [
+            f"task.training.iterations={options.iterations}",
+            f"data.with.scans={options.scans}",
+            "data.sites=[CALTECH, KKI, NYU]",
+        ]
         benchmark = load(REPO / "benchmarks" / "cross_site.yaml", overrides, cache=base / "cache")
         plan, classes = benchmark.plan, benchmark.spec.resources
         bare_loop(plan, base / "warm")  # imports, numba and the painted template are warm for all three
