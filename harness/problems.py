@@ -35,8 +35,9 @@ def did_you_mean(wrong: str, known: Iterable[str]) -> str:
     """'; did you mean x?' or a list of what is known, ready to end a sentence."""
     options = sorted(known)
     close = get_close_matches(wrong, options, n=1, cutoff=0.6)
-    if not close:
-        close = [o for o in options if o.lower() == wrong.lower()][:1]
+    if not close:  # other case, or an abbreviation: lr for learning_rate
+        low = wrong.lower()
+        close = [o for o in options if low in (o.lower(), "".join(word[:1] for word in o.lower().split("_")))][:1]
     if close:
         return f"; did you mean {close[0]}?"
     return f"; known: {', '.join(options)}" if options else ""

@@ -10,9 +10,12 @@ import hashlib
 import importlib
 import json
 import platform
+import signal
+import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -117,7 +120,7 @@ def run(
     execution = Execution(benchmark.plan, store, benchmark.spec.resources, progress)
     whole, corrupt = survey(benchmark.plan, store)
     if to_do(benchmark.plan, whole, corrupt):
-        with cluster(workers, address):
+        with cluster(workers, address), _ended_like_ctrl_c():
             summary = execution.run()
     else:
         summary = execution.run()
@@ -145,6 +148,23 @@ def run(
         ),
         executed_stages=tuple(summary.executed_titles),
     )
+
+
+@contextmanager
+def _ended_like_ctrl_c() -> Iterator[None]:
+    """A scheduler's SIGTERM ends a run as Ctrl-C does: what is finished is kept, and it says how to go on."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 # ------------------------------------------------------------------------------------------- results
