@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import platform
 import resource
 import shutil
@@ -138,7 +139,13 @@ def _manifest(job: Job, seconds: float) -> Manifest:
         code=code.symbols(tuple(dict.fromkeys((job.fn, *job.code)))),
         seconds=seconds,
         peak_mib=peak,
-        made={"python": platform.python_version(), "machine": platform.machine(), **_versions()},
+        made={
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+            "host": platform.node(),
+            "pid": os.getpid(),
+            **_versions(),
+        },
     )
 
 
