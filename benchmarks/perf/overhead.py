@@ -27,7 +27,7 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from harness.engine.executor import Execution, cluster
+from harness.engine.executor import Execution, ResourceClasses, cluster
 from harness.engine.plan import Plan
 from harness.engine.store import open_store
 from harness.engine.worker import StageRun
@@ -61,13 +61,13 @@ def bare_loop(plan: Plan, folder: Path) -> tuple[float]:
     return (time.perf_counter() - started,)
 
 
-def harness_run(plan: Plan, classes: object, folder: Path, workers: int) -> tuple[float, float, float]:
+def harness_run(plan: Plan, classes: ResourceClasses, folder: Path, workers: int) -> tuple[float, float, float]:
     """(seconds of the run, seconds until Ray was up, seconds inside the stage functions)."""
     started = time.perf_counter()
     with cluster(workers=workers):
         up = time.perf_counter() - started
         store = open_store(str(folder / "store"))
-        summary = Execution(plan, store, classes).run()  # type: ignore[arg-type]
+        summary = Execution(plan, store, classes).run()
         seconds = time.perf_counter() - started
     if summary.failures:
         raise SystemExit(f"stages failed: {next(iter(summary.failures.values())).error}")

@@ -60,10 +60,17 @@ class Manifest:
         return json.dumps(asdict(self), indent=1)
 
     @classmethod
-    def from_json(cls, text: str) -> Manifest:
-        raw = json.loads(text)
-        raw["files"] = {name: (int(size), str(digest)) for name, (size, digest) in raw["files"].items()}
-        return cls(**raw)
+    def parse(cls, key: str, text: bytes) -> Manifest:
+        """The manifest of `key` as read from a store. Raises CorruptArtifact if it is not one, or another key's."""
+        try:
+            raw = json.loads(text)
+            raw["files"] = {name: (int(size), str(digest)) for name, (size, digest) in raw["files"].items()}
+            manifest = cls(**raw)
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise CorruptArtifact(key, "the manifest is unreadable") from None
+        if manifest.key != key:
+            raise CorruptArtifact(key, "the manifest names another key")
+        return manifest
 
 
 class Store(ABC):
@@ -151,20 +158,12 @@ class LocalStore(Store):
 
     def manifest(self, key: str) -> Manifest | None:
         try:
-            text = (self._object(key) / MANIFEST).read_text()
+            text = (self._object(key) / MANIFEST).read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             if self._object(key).exists():
                 raise CorruptArtifact(key, "the manifest is missing") from None
             return None
-        except UnicodeDecodeError:
-            raise CorruptArtifact(key, "the manifest is unreadable") from None
-        try:
-            manifest = Manifest.from_json(text)
-        except (ValueError, TypeError, KeyError):
-            raise CorruptArtifact(key, "the manifest is unreadable") from None
-        if manifest.key != key:
-            raise CorruptArtifact(key, "the manifest names another key")
-        return manifest
+        return Manifest.parse(key, text)
 
     def read(self, key: str) -> Path:
         manifest = self.manifest(key)
@@ -284,16 +283,10 @@ class RemoteStore(Store):
 
     def manifest(self, key: str) -> Manifest | None:
         try:
-            text = self.fs.cat_file(f"{self._object(key)}/{MANIFEST}").decode()
+            text = self.fs.cat_file(f"{self._object(key)}/{MANIFEST}")
         except FileNotFoundError:
             return None
-        except UnicodeDecodeError:
-            raise CorruptArtifact(key, "the manifest is unreadable") from None
-        try:
-            manifest = Manifest.from_json(text)
-        except (ValueError, TypeError, KeyError):
-            raise CorruptArtifact(key, "the manifest is unreadable") from None
-        return manifest
+        return Manifest.parse(key, text)
 
     def read(self, key: str) -> Path:
         manifest = self.manifest(key)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, field_validator
 
@@ -146,6 +146,3 @@ def unknown(document: Document, at: Where, values: Iterable[str], known: Iterabl
 def fail_if(problems: list[Problem]) -> None:
     if problems:
         raise UserError(problems)
-
-
-Split = Literal["train", "validation", "test"]

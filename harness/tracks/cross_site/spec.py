@@ -11,10 +11,10 @@ from harness.api import Harmonizer, TaskModel, TestTimeAdapter
 from harness.data.card import load_card
 from harness.data.dataset import Dataset, open_dataset
 from harness.metrics.catalogue import METRICS
-from harness.problems import Problem
+from harness.problems import Problem, UserError
 from harness.tracks import base
 from harness.tracks.cross_site.plan import Protocol, build_plan
-from harness.yamlfile import Document
+from harness.yamlfile import Document, check
 
 TRACK_METRICS = ("dsc", "hd95", "hd95_pooled", "hd95_unit", "hd95_missing", "wasserstein", "psnr", "ssim")
 
@@ -39,8 +39,6 @@ class CrossSiteSpec(base.BenchmarkSpec):
 
 def resolve(document: Document, cache: Path, root: Path | None = None) -> base.Benchmark:
     """Benchmark and plan from a document. Raises UserError with every problem of the file."""
-    from harness.yamlfile import check
-
     spec, problems = check(document, document.data, CrossSiteSpec)
     card_problems: list[Problem] = []
     rows, task, row_problems = _methods(document)
@@ -85,8 +83,6 @@ def _methods(document: Document) -> tuple[tuple[base.Row, ...], base.Row | None,
 
 
 def _dataset(document: Document, cache: Path, root: Path | None) -> tuple[Dataset | None, list[Problem]]:
-    from harness.problems import UserError
-
     section = document.data["data"]
     if not isinstance(section.get("card"), str):
         return None, []
