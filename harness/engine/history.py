@@ -10,7 +10,7 @@ from pathlib import Path
 from harness.engine.plan import Stage
 from harness.engine.store import write_atomically
 
-DEFAULTS = {"images": 5.0, "labels": 5.0, "train": 90.0, "fit": 10.0, "apply": 3.0, "predict": 3.0, "score": 2.0}
+DEFAULTS = {"images": 2.5, "labels": 2.5, "train": 65.0, "fit": 1.0, "apply": 0.5, "predict": 0.5, "score": 0.2}
 """Seconds assumed for a kind of stage before any was seen (ours, from the small benchmark on two cores)."""
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import polars as pl
 import pytest
 import tiny
-from conftest import REPO
 
 from harness.data.card import read_card
 from harness.data.dataset import open_dataset
@@ -31,7 +30,7 @@ def test_scans_of_one_person_stay_on_one_side(real_data: Path, tmp_path: Path) -
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_real_scans_end_to_end(real_data: Path, tmp_path: Path) -> None:
-    file = REPO / "benchmarks" / "real_scans.yaml"
+    file = tiny.REPO / "benchmarks" / "real_scans.yaml"
     answer = tiny.run_json("run", file, "--root", real_data, cwd=tmp_path)
     assert answer["failed"] == answer["blocked"] == 0
     table = pl.read_parquet(answer["records"])

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import tiny
-from conftest import REPO
 from typer.testing import CliRunner
 
 from harness.cli import app
@@ -92,7 +91,7 @@ def test_mistakes_are_one_line(command: list[str], message: str, tmp_path: Path)
 
 
 def test_the_method_in_contributing_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = (REPO / "CONTRIBUTING.md").read_text()
+    text = (tiny.REPO / "CONTRIBUTING.md").read_text()
     source = re.search(r"```python\n(.*?)```", text, re.S)
     assert source is not None
     assert len(source.group(1).splitlines()) <= 40

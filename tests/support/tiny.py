@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+REPO = Path(__file__).resolve().parents[2]
+
 
 def tiny(**changes: Any) -> dict[str, Any]:
     """The benchmark as data; keyword arguments replace top-level keys."""
