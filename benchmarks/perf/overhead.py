@@ -1,8 +1,8 @@
 """What the harness adds to the work itself, and what a second worker gains. One interleaved run.
 
-    python benchmarks/perf/overhead.py [--repeats 2] [--json]
+    python benchmarks/perf/overhead.py [--repeats 3] [--json]
 
-The stages are those of `benchmarks/cross_site.yaml`, of three sites, with fewer scans and shorter trainings. Three
+The stages are those of `benchmarks/cross_site.yaml`, with fewer scans and shorter trainings. Three
 ways to the same artifacts, each from a fresh process with its imports counted: a bare loop (the stage functions called
 one after another, plain folders, no store, no checks), the harness with one worker, and the harness with two. Ray's
 start is counted too, and shown apart.
@@ -77,7 +77,7 @@ def harness_run(plan: Plan, classes: ResourceClasses, folder: Path, workers: int
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--iterations", type=int, default=300, help="of each task model")
     parser.add_argument("--scans", type=int, default=8, help="of each site")
     parser.add_argument("--json", action="store_true")
@@ -87,7 +87,6 @@ def main() -> int:
         overrides = [
             f"task.training.iterations={options.iterations}",
             f"data.with.scans={options.scans}",
-            "data.sites=[CALTECH, KKI, NYU]",
         ]
         benchmark = load(REPO / "benchmarks" / "cross_site.yaml", overrides, cache=base / "cache")
         plan, classes = benchmark.plan, benchmark.spec.resources
