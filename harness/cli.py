@@ -29,7 +29,8 @@ app = typer.Typer(
 
 File = Annotated[Path, typer.Argument(help="Benchmark file.", metavar="FILE")]
 Set = Annotated[
-    list[str] | None, typer.Option("--set", help="Override a value: --set methods.tent.steps=2", metavar="KEY=VALUE")
+    list[str] | None,
+    typer.Option("--set", help="Override a value: --set methods.NAME.FIELD=VALUE", metavar="KEY=VALUE"),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, everything else on stderr.")]
 Root = Annotated[Path | None, typer.Option("--root", help="Folder that holds the data, in place of data.root.")]
@@ -48,7 +49,9 @@ def run(
     file: File,
     overrides: Set = None,
     workers: Annotated[int | None, typer.Option("--workers", "-j", min=1, help="Stages at a time. [CPU cores]")] = None,
-    address: Annotated[str | None, typer.Option(help="Ray cluster: auto, or ray://HOST:10001.")] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Ray cluster to run on: auto, or HOST:PORT. [a local Ray]")
+    ] = None,
     root: Root = None,
     home: HomeOption = None,
     store: StoreOption = None,

@@ -23,7 +23,8 @@ from harness.engine.history import History
 from harness.engine.lease import Leases
 from harness.engine.plan import Plan, Stage
 from harness.engine.store import CorruptArtifact, Store
-from harness.engine.worker import Job, Outcome, run_job
+from harness.engine.worker import Job, Outcome, one_line, run_job
+from harness.problems import Problem, UserError
 
 ATTEMPTS = 3
 """How often a stage is tried when the infrastructure fails under it; its own exception is never retried."""
@@ -406,10 +407,12 @@ def _remote() -> Any:
 def cluster(workers: int | None = None, address: str | None = None) -> Iterator[None]:
     """A Ray session: a local one with `workers` CPUs, or the cluster at `address`.
 
-    An already initialised session of this process is used as it is and left running.
+    An already initialised session of this process is used as it is and left running. Raises UserError if the
+    cluster cannot be reached.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled" if address is None else os.environ.get("RAY_AUTH_MODE", "token"))
+    if address is None:  # other users of this machine must not submit to our session; a cluster has its own rule
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     # A stage that asked for no GPU must see none, whatever the node has.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
@@ -428,7 +431,13 @@ def cluster(workers: int | None = None, address: str | None = None) -> Iterator[
         }
     else:
         options["address"] = address
-    ray.init(**options)
+    try:
+        ray.init(**options)
+    except Exception as error:  # Ray raises what it likes: no cluster, no client, another version, no token
+        if address is None:
+            raise
+        what = f"no Ray cluster can be reached ({one_line(error)}); start one with `ray start --head`, or leave it out"
+        raise UserError(Problem(f"--address {address}", what)) from None
     try:
         yield
     finally:

@@ -23,7 +23,7 @@ class Stage:
     """One unit of work.
 
     kind:      images, labels, train, fit, apply, predict, score ...: what `harness plan` counts by.
-    title:     unique within a plan and readable: "apply tent NYU→KKI".
+    title:     unique within a plan and readable: "apply METHOD NYU→KKI".
     fn:        "package.module:function", called with a `StageRun` (engine/worker.py).
     params:    JSON values the result depends on.
     needs:     input name → stage whose artifact is mounted under that name.

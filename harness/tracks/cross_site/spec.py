@@ -75,7 +75,7 @@ def _methods(document: Document) -> tuple[tuple[base.Row, ...], base.Row | None,
     task = None
     if isinstance(section, dict):
         if "id" not in section:
-            problems.append(document.problem(("task",), "task.id is missing; name a task model, e.g. id: segmenter_2d"))
+            problems.append(document.problem(("task",), "task.id is missing; name a task model of `harness methods`"))
         else:
             task, found = base.resolve_row(document, ("task",), str(section["id"]), section, (TaskModel,))
             problems += found
