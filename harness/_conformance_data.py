@@ -5,14 +5,14 @@ Small, made in milliseconds, the same each time. Nothing here is meant to be rea
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from harness.api import Context, ImageSet, LabelSet, Scan, State, TaskData, TaskHandle, TaskModel
+from harness.api import AgeSet, Augment, Context, ImageSet, LabelSet, Scan, State, TaskData, TaskHandle, TaskModel
 
 if TYPE_CHECKING:
     import torch
@@ -55,6 +55,12 @@ class Material:
     def task_data(self) -> TaskData:
         return TaskData(self.source, self.source_labels, self.validation, self.validation_labels)
 
+    @property
+    def age_data(self) -> TaskData:
+        """The same images without ages, and the ages apart."""
+        parts = [(replace(i, scans=_ageless(i.scans)), _ages(i.scans)) for i in (self.source, self.validation)]
+        return TaskData(*parts[0], *parts[1])
+
 
 def make_material() -> Material:
     """New, writable arrays of the same values at each call."""
@@ -63,6 +69,14 @@ def make_material() -> Material:
     target, _ = _split("b", "train", 3, TARGET_LEVELS, seed=3)
     test, _ = _split("b", "test", 3, TARGET_LEVELS, seed=4)
     return Material(source, source_labels, validation, validation_labels, target, test)
+
+
+def _ages(scans: tuple[Scan, ...]) -> AgeSet:
+    return AgeSet(np.array([scan.age for scan in scans], np.float64), _ageless(scans))
+
+
+def _ageless(scans: tuple[Scan, ...]) -> tuple[Scan, ...]:
+    return tuple(replace(scan, age=None) for scan in scans)
 
 
 def _split(site: str, split: str, n: int, levels: tuple[int, ...], seed: int) -> tuple[ImageSet, LabelSet]:
@@ -106,7 +120,7 @@ class ToyTask(TaskModel):
     id = "toy_task"
     reference = "ours"
 
-    def train(self, data: TaskData, ctx: Context) -> State:
+    def train(self, data: TaskData, ctx: Context, augment: Augment | None = None) -> State:
         """A few steps, so that predictions are neither random nor certain."""
         import torch
 

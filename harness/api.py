@@ -51,7 +51,8 @@ class MethodError(Exception):
 class Scan:
     """One scan inside an `ImageSet`: which slices are its own, and what is known of the person.
 
-    `spacing` is in mm along (slice, row, column). `age` is in years, None where unknown.
+    `spacing` is in mm along (slice, row, column). `age` is in the data set's unit (years; weeks of postmenstrual
+    age for newborns), None where unknown, and in benchmarks whose task is to predict it.
     """
 
     id: str
@@ -100,6 +101,10 @@ class ImageSet:
         """The same scans and masks with other pixels of the same shape."""
         return replace(self, pixels=pixels)
 
+    def per_scan(self, values: np.ndarray) -> np.ndarray:
+        """Mean over each scan's slices of `values` [N], float64 [number of scans]."""
+        return np.array([np.asarray(values[scan.slices], np.float64).mean() for scan in self.scans])
+
 
 @dataclass(frozen=True)
 class LabelSet:
@@ -108,6 +113,18 @@ class LabelSet:
     labels: np.ndarray
     names: tuple[str, ...]
     scans: tuple[Scan, ...]
+
+
+@dataclass(frozen=True)
+class AgeSet:
+    """Ages of an `ImageSet`'s scans: ages [number of scans] float64, in the data set's unit."""
+
+    ages: np.ndarray
+    scans: tuple[Scan, ...]
+
+
+Outcome = Literal["labels", "age"]
+"""What a task model predicts: a label for each pixel, or an age for each scan."""
 
 
 @dataclass(frozen=True)
@@ -157,9 +174,19 @@ class FitData(_Granted):
         return self._get("source")
 
     @property
+    def validation(self) -> ImageSet:
+        """Validation images of the source site. Only where the method `validates`."""
+        return self._get("validation")
+
+    @property
     def target(self) -> ImageSet:
         """Training images of the target site. Only where `unknown_domains` is False."""
         return self._get("target")
+
+    @property
+    def sites(self) -> Mapping[str, ImageSet]:
+        """Training images of every site by its name. Only where `fit_scope` is "sites"."""
+        return self._get("sites")
 
 
 class ApplyData(_Granted):
@@ -167,7 +194,8 @@ class ApplyData(_Granted):
 
     @property
     def target(self) -> ImageSet:
-        """The test images to harmonise or predict, without labels."""
+        """The images to harmonise, predict or adapt to, without labels: the target's test split, except in
+        `Harmonizer.adapt` where the method's `adaptation_split` is "train"."""
         return self._get("target")
 
     @property
@@ -183,12 +211,30 @@ class ApplyData(_Granted):
 
 @dataclass(frozen=True)
 class TaskData:
-    """Inputs of task training: source images and labels, and the validation split of the same site."""
+    """Inputs of task training: source images and what is to be predicted, and the validation split of the same site."""
 
     images: ImageSet
-    labels: LabelSet
+    reference: LabelSet | AgeSet
     validation_images: ImageSet
-    validation_labels: LabelSet
+    validation_reference: LabelSet | AgeSet
+
+    @property
+    def labels(self) -> LabelSet:
+        """Labels of `images`. Raises AccessDenied in an age benchmark."""
+        return _labels(self.reference)
+
+    @property
+    def validation_labels(self) -> LabelSet:
+        return _labels(self.validation_reference)
+
+    @property
+    def ages(self) -> np.ndarray:
+        """Ages of the scans of `images`, [number of scans]. Raises AccessDenied in a segmentation benchmark."""
+        return _ages(self.reference)
+
+    @property
+    def validation_ages(self) -> np.ndarray:
+        return _ages(self.validation_reference)
 
     @property
     def n_labels(self) -> int:
@@ -196,17 +242,40 @@ class TaskData:
         return len(self.labels.names)
 
 
+def _labels(reference: LabelSet | AgeSet) -> LabelSet:
+    if isinstance(reference, AgeSet):
+        raise AccessDenied("the task is to predict age: there are no labels")
+    return reference
+
+
+def _ages(reference: LabelSet | AgeSet) -> np.ndarray:
+    if isinstance(reference, LabelSet):
+        raise AccessDenied("the task is segmentation: ages are not handed over")
+    return reference.ages
+
+
 @dataclass(frozen=True)
 class TaskHandle:
-    """A trained task model in the hands of a test-time adapter."""
+    """A trained task model in the hands of a method that may use it."""
 
     model: TaskModel
     state: State
     device: str
 
+    @property
+    def outcome(self) -> Outcome:
+        return self.model.outcome
+
     def network(self) -> torch.nn.Module:
-        """A fresh copy of the trained network on the device: [B, 1, H, W] in [0, 1] to logits [B, C, H, W]."""
+        """A fresh copy of the trained network on the device, in eval mode; see `TaskModel.network`."""
         return self.model.network(self.state).to(self.device)
+
+
+Augment = Callable[
+    ["torch.Tensor", "torch.Tensor", "torch.Tensor | None", "torch.Generator"],
+    "tuple[torch.Tensor, torch.Tensor | None]",
+]
+"""(pixels, mask, labels, generator) → (pixels, labels); see `Generalizer.augment`."""
 
 
 # ------------------------------------------------------------------------------------------- methods
@@ -255,26 +324,60 @@ class Adaptive(Method, ABC):
     source_free:     no source image is needed once the method has left the source site.
     task_agnostic:   works without labels and without the task model.
     unknown_domains: works on a site never seen before; `fit` sees no image of the target.
+
+    Further class attributes, each with a default that suits most methods:
+
+    outcomes:    kinds of task the method works with.
+    validates:   `fit` is also handed the source's validation images.
+    fit_scope:   what one fit serves, where it sees target images: a "direction" (source, target), an unordered
+                 "pair" of sites (whose roles `source` and `target` are then arbitrary: tell sites apart by their
+                 scans' `site`), or all "sites" of the benchmark at once.
+    late_fields: fields that only `harmonize` or `TestTimeAdapter.adapt` read: changing one fits nothing anew.
     """
 
     source_free: ClassVar[bool]
     task_agnostic: ClassVar[bool]
     unknown_domains: ClassVar[bool]
+    outcomes: ClassVar[tuple[Outcome, ...]] = ("labels", "age")
+    validates: ClassVar[bool] = False
+    fit_scope: ClassVar[Literal["direction", "pair", "sites"]] = "direction"
+    late_fields: ClassVar[tuple[str, ...]] = ()
 
     def fit(self, data: FitData, ctx: Context) -> State:
         """Learn from training images. Left out by methods that learn nothing beforehand.
 
-        Runs once per source where `unknown_domains`, else once per (source, target).
+        Runs once per source where `unknown_domains`, else once per `fit_scope`.
         """
         raise NotImplementedError
 
-    @classmethod
-    def has_fit(cls) -> bool:
-        return cls.fit is not Adaptive.fit
+    def fit_parts(self) -> Mapping[str, tuple[str, ...]]:
+        """Parts that are learnt apart from each other: name → the fields that part depends on.
+
+        A method that has parts writes `fit_part` in place of `fit`. Each part is a stage of its own, handed the
+        fields it names and no others, so rows that differ elsewhere share it. In the state that later steps see,
+        part P's entry E is called "P.E".
+        """
+        return {}
+
+    def fit_part(self, part: str, data: FitData, ctx: Context) -> State:
+        """Learn one part; see `fit_parts`. Fields that the part does not name have their defaults."""
+        raise NotImplementedError
+
+    def has_fit(self) -> bool:
+        """Whether anything is learnt before test images are seen."""
+        return bool(self.fit_parts()) or type(self).fit is not Adaptive.fit
+
+    def uses_task(self) -> bool:
+        """Whether the trained task model is needed. A setting that answers True costs the trait task_agnostic."""
+        return not self.task_agnostic
 
 
 class Harmonizer(Adaptive, ABC):
-    """Maps images of a target site to the look of the source site."""
+    """Maps images of a target site to the look of the source site.
+
+    A method that adapts to the target before it harmonises, step by step, also writes `adapt`, `steps` and `at`.
+    The harness then scores every step, so that rules which end the adaptation can be compared.
+    """
 
     family: ClassVar[str] = "harmonizer"
     task_agnostic: ClassVar[bool] = True
@@ -283,9 +386,33 @@ class Harmonizer(Adaptive, ABC):
     def harmonize(self, state: State, data: ApplyData, ctx: Context) -> np.ndarray:
         """`data.target` in source intensities: float32 [N, H, W] in [0, 1], finite.
 
-        Whatever is written outside the brain mask is set to 0 by the harness. `state` is what `fit` returned,
-        {} where the method has no fit.
+        Whatever is written outside the brain mask is set to 0 by the harness. `state` is what `adapt` returned,
+        else what `fit` returned, {} where the method has neither.
         """
+
+    def adapt(self, state: State, data: ApplyData, ctx: Context) -> State:
+        """Adapt to unlabelled images of the target; returns the whole state that `harmonize` needs."""
+        raise NotImplementedError
+
+    def adapts(self) -> bool:
+        """Whether `adapt` is called."""
+        return type(self).adapt is not Harmonizer.adapt
+
+    def adaptation_split(self) -> Literal["train", "test"]:
+        """Which images of the target `adapt` is handed. "test" is transductive: they are those to harmonise."""
+        return "test"
+
+    def steps(self, state: State) -> tuple[int, ...]:
+        """Steps of the adaptation that can be harmonised with, the first before any update; () without a choice."""
+        return ()
+
+    def at(self, state: State, step: int) -> State:
+        """The state with which `harmonize` shows the given one of `steps`."""
+        raise NotImplementedError
+
+    def is_oracle(self) -> bool:
+        """Whether the step is to be chosen by the target's labels: an upper bound, never ranked."""
+        return False
 
 
 class TestTimeAdapter(Adaptive, ABC):
@@ -297,25 +424,54 @@ class TestTimeAdapter(Adaptive, ABC):
 
     @abstractmethod
     def adapt(self, state: State, data: ApplyData, ctx: Context) -> np.ndarray:
-        """Predicted labels of `data.target`: uint8 [N, H, W], each in 0..C-1."""
+        """Predictions of `data.target`, as `TaskModel.predict` gives them for `data.task.outcome`."""
+
+
+class Generalizer(Method, ABC):
+    """Changes how the task model is trained on the source, so that it works elsewhere as it is."""
+
+    family: ClassVar[str] = "generalizer"
+    source_free: ClassVar[bool] = True
+    task_agnostic: ClassVar[bool] = False
+    unknown_domains: ClassVar[bool] = True
+    outcomes: ClassVar[tuple[Outcome, ...]] = ("labels", "age")
+
+    @abstractmethod
+    def augment(
+        self, pixels: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor | None, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """A training batch, augmented in place of the task model's own augmentation.
+
+        pixels [B, 1, H, W] float32 in [0, 1]; mask [B, H, W] bool, the brain, outside of which pixels are 0;
+        labels [B, H, W] uint8, or None where the task is age. All draws come from `generator`, on the device of
+        the pixels. Returns pixels in [0, 1] with background 0, and the labels moved alike.
+        """
 
 
 class TaskModel(Method, ABC):
-    """The model of the downstream task, trained on raw source images and shared by all methods."""
+    """The model of the downstream task, trained on raw source images and shared by all methods.
+
+    outcome: "labels" (segmentation) or "age".
+    """
 
     family: ClassVar[str] = "task"
+    outcome: ClassVar[Outcome] = "labels"
 
     @abstractmethod
-    def train(self, data: TaskData, ctx: Context) -> State:
-        """Train on the source site; select on its validation split."""
+    def train(self, data: TaskData, ctx: Context, augment: Augment | None = None) -> State:
+        """Train on the source site; select on its validation split, which is never augmented.
+
+        `augment` replaces the model's own augmentation of training batches.
+        """
 
     @abstractmethod
     def network(self, state: State) -> torch.nn.Module:
-        """The trained network on the CPU: [B, 1, H, W] float32 in [0, 1] to logits [B, C, H, W]."""
+        """The trained network on the CPU: slices [B, 1, H, W] float32 in [0, 1] to logits [B, C, H, W], or to
+        ages [B] in the data set's unit."""
 
     @abstractmethod
     def predict(self, state: State, images: ImageSet, ctx: Context) -> np.ndarray:
-        """Predicted labels, uint8 [N, H, W]."""
+        """Predicted labels, uint8 [N, H, W], or ages, float64 [number of scans]."""
 
 
-Family = Harmonizer | TestTimeAdapter | TaskModel
+Family = Harmonizer | TestTimeAdapter | Generalizer | TaskModel

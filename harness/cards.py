@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import registry
-from harness.api import Adaptive, Method
+from harness.api import Adaptive, Generalizer, Method
 from harness.home import Home
 from harness.problems import Problem, UserError
 
@@ -34,8 +34,8 @@ def method_list() -> list[dict[str, Any]]:
 
 
 def traits(cls: type[Method]) -> dict[str, bool] | None:
-    """The three traits of a harmoniser or adapter, None for other families."""
-    return {name: bool(getattr(cls, name)) for name in TRAITS} if issubclass(cls, Adaptive) else None
+    """The three declared traits of a harmoniser, adapter or generalizer, None for other families."""
+    return {name: bool(getattr(cls, name)) for name in TRAITS} if issubclass(cls, Adaptive | Generalizer) else None
 
 
 def method_card(method_id: str) -> dict[str, Any]:

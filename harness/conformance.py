@@ -27,6 +27,7 @@ from harness.api import (
     AccessDenied,
     Adaptive,
     Context,
+    Generalizer,
     Harmonizer,
     ImageSet,
     Method,
@@ -36,13 +37,21 @@ from harness.api import (
     TaskModel,
     TestTimeAdapter,
 )
-from harness.contract import check_harmonized, check_predictions, grant_apply, grant_fit
+from harness.contract import (
+    check_ages,
+    check_harmonized,
+    check_predictions,
+    grant_adapt,
+    grant_apply,
+    grant_fit,
+    learn,
+)
 from harness.data.arrays import load_state, save_state
 
 __all__ = ["CheckResult", "check_harmonized", "check_method", "check_predictions", "grant_apply", "grant_fit"]
 
 TRAITS = ("source_free", "task_agnostic", "unknown_domains")
-FAMILIES = (Harmonizer, TestTimeAdapter, TaskModel)
+FAMILIES = (Harmonizer, TestTimeAdapter, Generalizer, TaskModel)
 SEED = 7
 
 
@@ -65,7 +74,8 @@ def check_method(cls: type[Method]) -> list[CheckResult]:
     if any(not r.passed for r in card if r.name in ("id", "family", "traits", "defaults")):
         return card
     with TemporaryDirectory() as folder, _random_state_kept():
-        return card + _Trial(cls, Path(folder)).results()
+        trial = _AugmentTrial if issubclass(cls, Generalizer) else _Trial
+        return card + trial(cls, Path(folder)).results()
 
 
 def _card(cls: type[Method]) -> dict[str, str]:
@@ -81,7 +91,7 @@ def _card(cls: type[Method]) -> dict[str, str]:
         problems["docstring"] = "the class has no docstring"
     if not issubclass(cls, FAMILIES):
         problems["family"] = f"{cls.__name__} belongs to none of {', '.join(f.__name__ for f in FAMILIES)}"
-    if issubclass(cls, Adaptive) and undeclared:
+    if issubclass(cls, Adaptive | Generalizer) and undeclared:
         problems["traits"] = f"not declared as True or False: {', '.join(undeclared)}"
     problems["defaults"], settings = _defaults(cls)
     problems["fields"] = "not run: defaults failed" if settings is None else "; ".join(_field_problems(settings, ""))
@@ -141,6 +151,8 @@ class _Trial:
         ]
         if issubclass(self.cls, TaskModel):
             steps += [("network", self.gives_network, ("state",)), ("accuracy", self.beats_chance, ("output",))]
+        if issubclass(self.cls, Harmonizer) and self.cls.adapt is not Harmonizer.adapt:
+            steps += [("steps", self.shows_steps, ("output",))]
         advisory = {"random_state", "accuracy"}
         failed: set[str] = set()
         results = []
@@ -220,21 +232,41 @@ class _Trial:
         assert isinstance(method, TaskModel)
         pixels = torch.from_numpy(self.material.test.floats(slice(0, 2)))[:, None]
         with torch.no_grad():
-            logits = method.network(self.state).eval()(pixels)
-        wanted = (2, self.material.task_data.n_labels, *pixels.shape[2:])
-        if tuple(logits.shape) != wanted:
-            return f"logits have shape {tuple(logits.shape)}, expected {wanted} (slices, labels, rows, columns)"
-        return "" if bool(torch.isfinite(logits).all()) else "logits are not finite"
+            found = method.network(self.state).eval()(pixels)
+        what, wanted = "ages", (2,)
+        if method.outcome == "labels":
+            what, wanted = "logits", (2, self.material.task_data.n_labels, *pixels.shape[2:])
+        if tuple(found.shape) != wanted:
+            return f"{what} have shape {tuple(found.shape)}, expected {wanted} (slices, labels, rows, columns)"
+        return "" if bool(torch.isfinite(found).all()) else f"{what} are not finite"
 
     def beats_chance(self) -> str:
-        """On its own training images the model knows more than the commonest tissue."""
+        """On its own training images the model knows more than the commonest tissue, or than the mean age."""
         predicted = self._use(self.material, self.state, "accuracy", images=self.material.source)
+        if self._predicts_age:
+            ages = self.material.age_data.ages
+            error, chance = np.abs(predicted - ages).mean(), np.abs(ages - ages.mean()).mean()
+            return "" if error < chance else f"the mean error is {error:.1f}, that of the mean age {chance:.1f}"
         brain = self.material.source.mask
         truth = self.material.source_labels.labels[brain]
         accuracy, chance = (predicted[brain] == truth).mean(), np.bincount(truth).max() / truth.size
         if accuracy > chance:
             return ""
         return f"accuracy in the brain is {accuracy:.2f}, the commonest label's {chance:.2f}"
+
+    def shows_steps(self) -> str:
+        """Every step that an adaptation offers can be shown, and is a valid output."""
+        method = self.cls.example()
+        assert isinstance(method, Harmonizer)
+        if not method.adapts():
+            return ""
+        ctx = self._context("steps")
+        state = self._adapted(method, self.material, self.material.test, self.state, ctx)
+        data = grant_apply(method, {"target": self.material.test, "source": self.material.source, "task": self._task})
+        steps = method.steps(state)
+        for step in steps:
+            self._validated(method.harmonize(method.at(state, step), data, ctx), self.material.test)
+        return "" if steps else "adapt is written, but steps() names none"
 
     # How a run would call the method.
 
@@ -243,14 +275,22 @@ class _Trial:
         scratch.mkdir(exist_ok=True)
         return Context(seed=SEED, device="cpu", scratch=scratch, log=_check_log)
 
+    @property
+    def _predicts_age(self) -> bool:
+        return issubclass(self.cls, TaskModel) and self.cls.outcome == "age"
+
     def _learn(self, material: Material, name: str) -> State:
-        method, ctx = self.cls.example(), self._context(f"{name}-learn")
+        method = self.cls.example()
         if isinstance(method, TaskModel):
-            return method.train(material.task_data, ctx)
+            data = material.age_data if self._predicts_age else material.task_data
+            return method.train(data, self._context(f"{name}-learn"))
         assert isinstance(method, Adaptive)
         if not method.has_fit():
             return {}
-        return method.fit(grant_fit(type(method), {"source": material.source, "target": material.target}), ctx)
+        sites = {"a": material.source, "b": material.target}
+        images = {"source": material.source, "validation": material.validation, "target": material.target}
+        contexts = {part: self._context(f"{name}-learn-{part}") for part in method.fit_parts() or ("",)}
+        return learn(method, grant_fit(method, {**images, "sites": sites}), contexts)
 
     def _use(self, material: Material, state: State, name: str, images: ImageSet | None = None) -> np.ndarray:
         method, ctx = self.cls.example(), self._context(f"{name}-use")
@@ -258,22 +298,107 @@ class _Trial:
         if isinstance(method, TaskModel):
             return method.predict(state, images, ctx)
         assert isinstance(method, Adaptive)
-        task = None if method.task_agnostic else self._task
-        data = grant_apply(type(method), {"target": images, "source": material.source, "task": task})
+        task = self._task if method.uses_task() else None
+        data = grant_apply(method, {"target": images, "source": material.source, "task": task})
         if isinstance(method, Harmonizer):
+            if method.adapts():
+                state = self._adapted(method, material, images, state, self._context(f"{name}-adapt"))
+            if method.is_oracle():
+                state = method.at(state, method.steps(state)[0])
             return method.harmonize(state, data, ctx)
         assert isinstance(method, TestTimeAdapter)
         return method.adapt(state, data, ctx)
 
+    def _adapted(self, method: Harmonizer, material: Material, images: ImageSet, state: State, ctx: Context) -> State:
+        """The state after adaptation, saved and loaded as a run does."""
+        adapted = method.adapt(state, grant_adapt(method, {"target": images, "source": material.source}), ctx)
+        with TemporaryDirectory(dir=self.folder) as folder:
+            save_state(Path(folder), adapted)
+            return load_state(Path(folder))
+
     def _validated(self, output: Any, images: ImageSet) -> np.ndarray:
         if issubclass(self.cls, Harmonizer):
             return check_harmonized(output, images)
+        if self._predicts_age:
+            return check_ages(output, images)
         return check_predictions(output, images, self.material.task_data.n_labels)
 
     @cached_property
     def _task(self) -> TaskHandle:
         """The synthetic task model, shared by all runs of this trial as a run's methods share theirs."""
         return make_task()
+
+
+class _AugmentTrial:
+    """A generalizer on a batch of the synthetic material. A step returns what is wrong, "" if nothing."""
+
+    def __init__(self, cls: type[Method], folder: Path):
+        self.cls = cls
+        _seed_everything(1)
+
+    def results(self) -> list[CheckResult]:
+        steps = {
+            "output": self.gives_valid_batches,
+            "labels": self.moves_labels,
+            "inputs": self.leaves_inputs,
+            "deterministic": self.repeats,
+        }
+        results = []
+        for name, check in steps.items():
+            try:
+                problem = check()
+            except Exception as error:  # whatever a plugin may raise is a finding
+                problem = _told(error, self.cls)
+            results.append(CheckResult(name, not problem, problem))
+        return results
+
+    def _augment(self, draw: int, *, labelled: bool = True) -> tuple[Any, Any, tuple[Any, Any, Any]]:
+        import torch
+
+        method, material = self.cls.example(), make_material()
+        assert isinstance(method, Generalizer)
+        pixels = torch.from_numpy(material.source.floats())[:, None]
+        mask = torch.from_numpy(material.source.mask.copy())
+        labels = torch.from_numpy(material.source_labels.labels.copy()) if labelled else None
+        found = method.augment(pixels, mask, labels, torch.Generator().manual_seed(draw))
+        return *found, (pixels, mask, labels)
+
+    def gives_valid_batches(self) -> str:
+        import torch
+
+        for draw in range(8):
+            pixels, _, (before, _, _) = self._augment(draw)
+            if pixels.shape != before.shape or pixels.dtype != torch.float32:
+                return f"pixels are {pixels.dtype} {list(pixels.shape)}, not float32 {list(before.shape)}"
+            if not bool(torch.isfinite(pixels).all()) or float(pixels.min()) < 0 or float(pixels.max()) > 1:
+                return "pixels must be finite and lie in [0, 1]"
+        return ""
+
+    def moves_labels(self) -> str:
+        pixels, labels, (_, _, before) = self._augment(0)
+        if labels.shape != before.shape or not set(labels.unique().tolist()) <= set(before.unique().tolist()):
+            return "labels must keep their shape and hold no label that was not there"
+        outside = pixels[:, 0][labels == 0]  # the background of the material carries label 0
+        if outside.numel() and float(outside.abs().mean()) > 0.05:
+            return "the background must stay 0"
+        return "" if self._augment(0, labelled=False)[1] is None else "without labels, None must be returned for them"
+
+    def leaves_inputs(self) -> str:
+        import torch
+
+        _, _, (pixels, _, labels) = self._augment(3)
+        material = make_material()
+        same = torch.equal(pixels[:, 0], torch.from_numpy(material.source.floats()))
+        same = same and torch.equal(labels, torch.from_numpy(material.source_labels.labels))
+        return "" if same else "the method wrote to its inputs"
+
+    def repeats(self) -> str:
+        import torch
+
+        first, _, _ = self._augment(5)
+        _seed_everything(2)
+        second, _, _ = self._augment(5)
+        return "" if torch.equal(first, second) else "two runs with one generator differ; draw from the generator only"
 
 
 def _check_log(name: str, step: int, value: float) -> None:

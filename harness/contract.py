@@ -7,44 +7,76 @@ from typing import Any
 
 import numpy as np
 
-from harness.api import Adaptive, ApplyData, FitData, ImageSet, MethodError
+from harness.api import Adaptive, ApplyData, Context, FitData, ImageSet, MethodError, State
 
 ROUNDING = 1e-6  # ours: how far beyond [0, 1] float32 arithmetic may carry a method that stays inside
 
 
-def fit_inputs(cls: type[Adaptive]) -> frozenset[str]:
-    """Which image sets `fit` is handed: "source", "target" or both. The plan wires exactly these."""
-    if cls.unknown_domains:
-        return frozenset({"source"})
-    return frozenset({"target"} if cls.source_free else {"source", "target"})
-
-
-def apply_inputs(cls: type[Adaptive]) -> frozenset[str]:
-    """What `harmonize` and `adapt` are handed: "target", and "source" and "task" as the traits allow."""
-    wanted = {"target"}
-    if not cls.source_free:
-        wanted.add("source")
-    if not cls.task_agnostic:
-        wanted.add("task")
+def fit_inputs(method: Adaptive) -> frozenset[str]:
+    """Which image sets a fit is handed, among "source", "validation", "target" and "sites". The plan wires these."""
+    if method.unknown_domains:
+        wanted = {"source"}
+    elif method.fit_scope == "sites":
+        wanted = {"sites"}
+    else:
+        wanted = {"target"} if method.source_free else {"source", "target"}
+    if method.validates and "source" in wanted:
+        wanted.add("validation")
     return frozenset(wanted)
 
 
-def grant_fit(cls: type[Adaptive], available: Mapping[str, Any]) -> FitData:
-    """What `fit` may read of what is available; reading anything else says which trait withholds it."""
-    reasons = {
-        "source": f"{cls.id} is source_free and fits on the target: no source image is handed to it",
-        "target": f"{cls.id} has unknown_domains: its fit is handed no image of the target",
-    }
-    return FitData({name: available[name] for name in fit_inputs(cls) if name in available}, reasons)
+def adapt_inputs(method: Adaptive) -> frozenset[str]:
+    """What `Harmonizer.adapt` is handed: "target", and "source" unless the method is source_free."""
+    return frozenset({"target"} if method.source_free else {"target", "source"})
 
 
-def grant_apply(cls: type[Adaptive], available: Mapping[str, Any]) -> ApplyData:
-    """What `harmonize` and `adapt` may read of what is available; see `grant_fit`."""
+def apply_inputs(method: Adaptive) -> frozenset[str]:
+    """What `harmonize` and `TestTimeAdapter.adapt` are handed: "target", and "source" and "task" where needed."""
+    return adapt_inputs(method) | ({"task"} if method.uses_task() else set())
+
+
+def grant_fit(method: Adaptive, available: Mapping[str, Any]) -> FitData:
+    """What a fit may read of what is available; reading anything else says which trait withholds it."""
     reasons = {
-        "source": f"{cls.id} is source_free: no source image is handed to it once fitted",
-        "task": f"{cls.id} is task_agnostic: the task model is not handed to it",
+        "source": f"{method.id} is source_free and fits on the target: no source image is handed to it",
+        "validation": f"{method.id} does not declare `validates`: no validation image is handed to it",
+        "target": f"{method.id} has unknown_domains: its fit is handed no image of the target",
+        "sites": f'{method.id} has no fit_scope "sites": its fit is not handed all sites',
     }
-    return ApplyData({name: available[name] for name in apply_inputs(cls) if name in available}, reasons)
+    return FitData({name: available[name] for name in fit_inputs(method) if name in available}, reasons)
+
+
+def grant_adapt(method: Adaptive, available: Mapping[str, Any]) -> ApplyData:
+    """What `Harmonizer.adapt` may read of what is available; see `grant_fit`."""
+    return ApplyData({n: available[n] for n in adapt_inputs(method) if n in available}, _withheld(method))
+
+
+def grant_apply(method: Adaptive, available: Mapping[str, Any]) -> ApplyData:
+    """What `harmonize` and `TestTimeAdapter.adapt` may read of what is available; see `grant_fit`."""
+    return ApplyData({n: available[n] for n in apply_inputs(method) if n in available}, _withheld(method))
+
+
+def _withheld(method: Adaptive) -> dict[str, str]:
+    return {
+        "source": f"{method.id} is source_free: no source image is handed to it once fitted",
+        "task": f"{method.id} is task_agnostic: the task model is not handed to it",
+    }
+
+
+def learn(method: Adaptive, data: FitData, contexts: Mapping[str, Context]) -> State:
+    """The whole fit of a method outside a plan: its parts one after the other, merged as the stages of a run do.
+
+    contexts: a context for each part, or one under "" for a method without parts.
+    """
+    parts = method.fit_parts()
+    if not parts:
+        return method.fit(data, contexts[""])
+    return merge({part: method.fit_part(part, data, contexts[part]) for part in parts})
+
+
+def merge(states: Mapping[str, State]) -> State:
+    """One state from those of the parts: entry E of part P becomes "P.E"."""
+    return {f"{part}.{name}": value for part, state in states.items() for name, value in state.items()}
 
 
 def check_harmonized(array: Any, images: ImageSet) -> np.ndarray:
@@ -84,6 +116,18 @@ def check_predictions(array: Any, images: ImageSet, n_labels: int) -> np.ndarray
             f"run from {values.min()} to {values.max()}, first in {_first(bad, images)}"
         )
     return values.astype(np.uint8)
+
+
+def check_ages(array: Any, images: ImageSet) -> np.ndarray:
+    """Predicted ages as float64 [number of scans], finite. Raises MethodError otherwise."""
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
+        raise MethodError(f"predicted ages must be an array of numbers, not {type(array).__name__}")
+    if array.shape != (len(images.scans),):
+        raise MethodError(f"predicted ages have shape {array.shape}, there are {len(images.scans)} scans")
+    if not np.isfinite(array).all():
+        first = images.scans[int((~np.isfinite(array)).argmax())].id
+        raise MethodError(f"predicted ages must be finite; that of scan {first} is not")
+    return array.astype(np.float64)
 
 
 def _require_array(array: Any, images: ImageSet, what: str, kinds: str, wanted: str) -> np.ndarray:

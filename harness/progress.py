@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console, Group
     from rich.live import Live
 
-KINDS = ("images", "labels", "train", "fit", "apply", "predict", "score")
+KINDS = ("images", "labels", "ages", "train", "fit", "adapt", "apply", "predict", "trace", "score")
 
 
 def duration(seconds: float) -> str:

@@ -14,12 +14,13 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from harness import cards
@@ -229,12 +230,12 @@ def _info(benchmark: Benchmark, execution: Execution, file: Path, started: float
         description=spec.description,
         dataset=DatasetInfo(**benchmark.dataset.summary(), label_names=benchmark.dataset.label_names),
         sites=benchmark.sites,
-        unlabelled_sites=tuple(s for s in benchmark.sites if not benchmark.dataset.labelled(s)),
+        unlabelled_sites=tuple(s for s in benchmark.sites if s not in benchmark.extra["reference_sites"]),
         baseline=spec.report.baseline,
         metrics=tuple(spec.metrics),
         headline=benchmark.headline,
         seeds=tuple(spec.seeds),
-        methods=tuple(_method_info(row) for row in benchmark.rows),
+        methods=tuple(_method_info(row, benchmark.extra["traits"][row.name]) for row in benchmark.rows),
         task=_method_info(benchmark.extra["task"]) if "task" in benchmark.extra else None,
         counts=Counts(
             executed=summary.executed,
@@ -250,7 +251,7 @@ def _info(benchmark: Benchmark, execution: Execution, file: Path, started: float
     )
 
 
-def _method_info(row: Row) -> MethodInfo:
+def _method_info(row: Row, traits: Mapping[str, bool] = MappingProxyType({})) -> MethodInfo:
     from harness.results.runinfo import MethodInfo
 
     return MethodInfo(
@@ -258,7 +259,7 @@ def _method_info(row: Row) -> MethodInfo:
         id=row.method.id,
         family=row.method.family,
         reference=row.method.reference,
-        traits=cards.traits(type(row.method)) or {},
+        traits=traits,
         fields=row.method.model_dump(mode="json"),
         doc=cards.summary(type(row.method)),
     )

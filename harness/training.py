@@ -66,10 +66,13 @@ class TrainingSettings(Settings):
     momentum: float = hyper(0.9, "momentum of sgd", origin="ours", ge=0, lt=1)
     weight_decay: float = hyper(0.0, "L2 penalty (adam, sgd) or decoupled decay (adamw)", origin="ours", ge=0)
 
-    schedule: Literal["constant", "step", "cosine"] = hyper("constant", "course of the rate", origin="ours")
+    schedule: Literal["constant", "step", "cosine", "linear"] = hyper("constant", "course of the rate", origin="ours")
     step_every: int = hyper(500, "step: iterations between two drops", origin="ours", ge=1)
     step_factor: float = hyper(0.5, "step: factor of a drop", origin="ours", gt=0, le=1)
     cosine_final: float = hyper(0.0, "cosine: final rate as a fraction of the first", origin="ours", ge=0, le=1)
+    linear_from: float = hyper(
+        0.5, "linear: fraction of the iterations at the full rate, which then falls to 0", origin="ours", ge=0, lt=1
+    )
     warmup: int = hyper(0, "iterations of linear rise to the learning rate", origin="ours", ge=0)
     clip_norm: float | None = hyper(None, "largest L2 norm of the gradient; null: no limit", origin="ours", gt=0)
 
@@ -119,6 +122,7 @@ def train(
     ctx: Context,
     validate: Validate | None = None,
     name: str = "train",
+    rates: Mapping[str, float] | None = None,
 ) -> TrainResult:
     """Train `module` in place; it ends on `ctx.device` with the selected weights.
 
@@ -131,6 +135,7 @@ def train(
     validate: (module in eval mode, no gradients) → score, higher is better. Without it the last weights
               are kept. With averaging (`ema`) it sees the averaged weights.
     name:     of the checkpoint and the curves; set it where one stage trains several modules.
+    rates:    factors of the learning rate by submodule, such as {"generator.mapping": 0.01}; 1 for all others.
 
     The module's train and eval modes are left as the caller set them, so a frozen part may stay in eval.
     A checkpoint of the same training in `ctx.scratch` is resumed; one that is damaged or belongs to other
@@ -139,14 +144,15 @@ def train(
     """
     module.to(ctx.device)
     steps = dict(step) if isinstance(step, Mapping) else {"": step}
-    return _Loop(module, settings, batches, steps, ctx, validate, name).run()
+    return _Loop(module, settings, batches, steps, ctx, validate, name, rates or {}).run()
 
 
 def learning_rate_at(settings: TrainingSettings, iteration: int) -> float:
     """Learning rate of the update with this 0-based index.
 
     Warmup rises linearly and reaches the full rate at index `warmup - 1`. Drops of "step" are counted from
-    index 0; "cosine" runs from the end of warmup to the last index, where it is rate × `cosine_final`.
+    index 0; "cosine" runs from the end of warmup to the last index, where it is rate × `cosine_final`; "linear"
+    is full until `linear_from` and would be 0 just after the last index, so that no update is void.
     """
     rate = settings.learning_rate
     if settings.schedule == "step":
@@ -156,6 +162,9 @@ def learning_rate_at(settings: TrainingSettings, iteration: int) -> float:
         progress = min(1.0, max(0, iteration - settings.warmup) / span)
         floor = settings.cosine_final
         rate *= floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+    elif settings.schedule == "linear":
+        decay = settings.iterations * (1 - settings.linear_from)
+        rate *= min(1.0, max(0.0, (settings.iterations - iteration) / decay))
     return rate * min(1.0, (iteration + 1) / settings.warmup) if settings.warmup else rate
 
 
@@ -200,11 +209,13 @@ class _Loop:
         ctx: Context,
         validate: Validate | None,
         name: str,
+        rates: Mapping[str, float],
     ):
         self.module, self.settings, self.batches, self.steps = module, settings, batches, steps
-        self.ctx, self.validate, self.name = ctx, validate, name
+        self.ctx, self.validate, self.name, self.rates = ctx, validate, name, rates
         self.path = ctx.scratch / f"{name}.checkpoint"
-        self.optimizers = {player: _optimizer(module.get_submodule(player), settings) for player in steps}
+        factors = {id(p): factor for path, factor in rates.items() for p in module.get_submodule(path).parameters()}
+        self.optimizers = {player: _optimizer(module.get_submodule(player), settings, factors) for player in steps}
         self.precision = _precision(settings, ctx.device)
         # fp16 underflows without a scaled loss; bf16 has the range of float32.
         self.scaler = torch.amp.GradScaler("cuda", enabled=self.precision is torch.float16)
@@ -255,7 +266,7 @@ class _Loop:
     def _turn(self, player: str, batch: Any, generator: torch.Generator) -> Mapping[str, Tensor]:
         optimizer = self.optimizers[player]
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate_at(self.settings, self.done)
+            group["lr"] = learning_rate_at(self.settings, self.done) * group["factor"]
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         optimizer.zero_grad(set_to_none=True)
         with self._others_frozen(player):
@@ -371,7 +382,7 @@ class _Loop:
     def _identity(self) -> str:
         """What must agree before a checkpoint is resumed."""
         shapes = {key: [str(t.dtype), *t.shape] for key, t in _tensors(self.module).items()}
-        parts = [self.settings.model_dump(mode="json"), self.ctx.seed, list(self.steps), shapes]
+        parts = [self.settings.model_dump(mode="json"), self.ctx.seed, list(self.steps), shapes, dict(self.rates)]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def _save(self) -> None:
@@ -457,8 +468,13 @@ def _tensors(module: nn.Module) -> Weights:
     return {**dict(module.named_parameters()), **buffers}
 
 
-def _optimizer(module: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
-    parameters = [p for p in module.parameters() if p.requires_grad]
+def _optimizer(module: nn.Module, settings: TrainingSettings, factors: Mapping[int, float]) -> torch.optim.Optimizer:
+    """The update rule over the module's parameters, in groups of one factor of the rate; `factors` are by id."""
+    groups: dict[float, list[nn.Parameter]] = {}
+    for p in module.parameters():
+        if p.requires_grad:
+            groups.setdefault(factors.get(id(p), 1.0), []).append(p)
+    parameters = [{"params": members, "factor": factor} for factor, members in groups.items()]
     rate, decay = settings.learning_rate, settings.weight_decay
     if settings.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=rate, momentum=settings.momentum, weight_decay=decay)

@@ -1,4 +1,4 @@
-"""How image sets, label sets, predictions and method states lie in an artifact folder.
+"""How image sets, label sets, ages, predictions and method states lie in an artifact folder.
 
 Arrays are .npy (memory-mapped on read and so shared by workers), metadata is JSON, states are
 safetensors + JSON. Nothing here is pickled.
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.api import ImageSet, LabelSet, MethodError, Scan, State
+from harness.api import AgeSet, ImageSet, LabelSet, MethodError, Scan, State
 
 
 def save_images(folder: Path, images: ImageSet) -> None:
@@ -39,12 +39,22 @@ def load_labels(folder: Path) -> LabelSet:
     return LabelSet(_mapped(folder / "labels.npy"), names, _load_scans(folder))
 
 
-def save_predictions(folder: Path, labels: np.ndarray) -> None:
-    np.save(folder / "predictions.npy", labels, allow_pickle=False)
+def save_ages(folder: Path, ages: AgeSet) -> None:
+    """Write ages.npy, float64 [number of scans], and scans.json."""
+    np.save(folder / "ages.npy", np.asarray(ages.ages, np.float64), allow_pickle=False)
+    _save_scans(folder, ages.scans)
+
+
+def load_ages(folder: Path) -> AgeSet:
+    return AgeSet(_mapped(folder / "ages.npy"), _load_scans(folder))
+
+
+def save_predictions(folder: Path, predictions: np.ndarray) -> None:
+    np.save(folder / "predictions.npy", predictions, allow_pickle=False)
 
 
 def load_predictions(folder: Path) -> np.ndarray:
-    """uint8 [N, H, W], memory-mapped and read-only."""
+    """Labels uint8 [N, H, W], or ages float64 [number of scans]; memory-mapped and read-only."""
     return _mapped(folder / "predictions.npy")
 
 

@@ -1,4 +1,4 @@
-"""What a track sees of a data set: its sites, and the stages that prepare images and labels of a site and split."""
+"""What a track sees of a data set: its sites, and the stages that prepare images, labels and ages."""
 
 from __future__ import annotations
 
@@ -8,10 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from harness.api import AgeSet
+from harness.data import arrays
 from harness.data.fingerprint import default_cache
 from harness.data.schema import SPLITS, Card, PhantomCard, Shift, Split
 from harness.data.splits import Assignment, SplitFile, as_document, read_split_file
 from harness.engine.plan import Stage
+from harness.engine.worker import StageRun
 from harness.problems import Problem
 
 
@@ -20,13 +25,22 @@ class Dataset(ABC):
 
     Stages can be made, and so a plan printed, where the data is absent; `missing` then says so, and their keys
     differ from those of the real data. Images and labels are two artifacts: an image set never carries labels.
+    With `withhold_age`, image and label sets carry no age either: then only `ages` does.
     """
 
-    def __init__(self, card: Card, root: Path | None, cache: Path | None, split_file: SplitFile | None):
+    def __init__(
+        self,
+        card: Card,
+        root: Path | None,
+        cache: Path | None,
+        split_file: SplitFile | None,
+        withhold_age: bool = False,
+    ):
         self.card = card
         self.root = root
         self.cache = cache
         self.split_file = split_file
+        self.withhold_age = withhold_age
         self._stages: dict[tuple[str, ...], Stage] = {}
 
     @property
@@ -42,6 +56,11 @@ class Dataset(ABC):
     @abstractmethod
     def labelled(self, site: str) -> bool:
         """Whether the site's scans have labels."""
+
+    def aged(self, site: str) -> bool:
+        """Whether every scan of the site has an age."""
+        scans = self.scans(site)
+        return bool(scans) and all(scan.age is not None for scan in scans)
 
     @abstractmethod
     def is_paired(self, site: str, other: str) -> bool:
@@ -93,6 +112,26 @@ class Dataset(ABC):
             self._stages[key] = replace(self._labels(site, split), title=f"labels {site} {split}")
         return self._stages[key]
 
+    def ages(self, site: str, split: Split) -> Stage:
+        """The stage that leaves the ages of a site and split, in the order of the scans of its images.
+
+        Raises ValueError for an unknown site or split, or a site where an age is unknown.
+        """
+        self._known(site, split)
+        if not self.aged(site):
+            raise ValueError(f"{site} has scans without an age")
+        key = ("ages", site, split)
+        if key not in self._stages:
+            self._stages[key] = Stage(
+                kind="ages",
+                title=f"ages {site} {split}",
+                fn="harness.data.dataset:collect_ages",
+                params={"ages": [[scan.id, scan.age] for scan in self.scans(site, split)], "unit": self.card.age_unit},
+                needs={"images": self.images(site, split)},
+                resources="prepare",
+            )
+        return self._stages[key]
+
     @abstractmethod
     def _images(self, site: str, split: Split, at: str) -> Stage: ...
 
@@ -118,6 +157,7 @@ class Dataset(ABC):
             "kind": self.card.kind,
             "simulated": self.card.simulated,
             "modality": self.card.modality,
+            "age_unit": self.card.age_unit,
             "licence": self.card.licence,
             "reference": self.card.reference,
             "labels": list(self.label_names),
@@ -131,6 +171,7 @@ class Dataset(ABC):
             "scans": len(self.scans(site)),
             "subjects": len({scan.subject for scan in self.scans(site)}),
             "labelled": self.labelled(site),
+            "aged": self.aged(site),
             "simulated": self.card.simulated or shift is not None,
             "shift": shift.describe() if shift else None,
         }
@@ -178,18 +219,26 @@ class Dataset(ABC):
         ]
 
 
-def open_dataset(card: Card, root: Path | None, cache: Path | None = None) -> Dataset:
+def collect_ages(run: StageRun) -> None:
+    """Stage function: put the known ages to the scans of the images; leaves an age set."""
+    known = dict(run.params["ages"])
+    scans = arrays.load_images(run.inputs["images"]).scans
+    arrays.save_ages(run.out, AgeSet(np.array([known[scan.id] for scan in scans], np.float64), scans))
+
+
+def open_dataset(card: Card, root: Path | None, cache: Path | None = None, withhold_age: bool = False) -> Dataset:
     """The data set that a card describes.
 
     root: folder that holds the files; None where none is needed or known. cache: folder for fingerprints, default
-    HARNESS_HOME/cache. Raises UserError for what is wrong with the card's sites or its split file.
+    HARNESS_HOME/cache. withhold_age: image and label sets carry no age, as where age is to be predicted. Raises
+    UserError for what is wrong with the card's sites or its split file.
     """
     split_file = read_split_file(card.split_file) if card.split_file else None
     where = cache or default_cache()
     if isinstance(card, PhantomCard):
         from harness.data.phantom_data import PhantomDataset
 
-        return PhantomDataset(card, root, where, split_file)
+        return PhantomDataset(card, root, where, split_file, withhold_age)
     from harness.data.nifti import NiftiDataset
 
-    return NiftiDataset(card, root, where, split_file)
+    return NiftiDataset(card, root, where, split_file, withhold_age)

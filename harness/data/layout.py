@@ -145,7 +145,7 @@ def find_scans(root: Path, card: NiftiCard, site_name: str) -> Layout:
     assert site.image is not None
     problems: list[Problem] = []
     cohort = site.cohort or site_name
-    table = _read_table(root, site.subjects) if site.subjects else None
+    table = _read_table(root, site.subjects, card.age_unit) if site.subjects else None
     persons = {scan: group[0] for group in site.same_subject for scan in group}
     seen: dict[str, str] = {}
     scans: list[ScanFiles] = []
@@ -237,7 +237,7 @@ def _row(
     return row
 
 
-def _read_table(root: Path, table: SubjectsTable) -> _Rows:
+def _read_table(root: Path, table: SubjectsTable, age_unit: str) -> _Rows:
     path, result = root / table.file, _Rows()
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -248,7 +248,7 @@ def _read_table(root: Path, table: SubjectsTable) -> _Rows:
                 result.problems.append(Problem(str(path), what))
                 return result
             for raw in reader:
-                _add_row(result, f"{path}:{reader.line_num}", raw, table)
+                _add_row(result, f"{path}:{reader.line_num}", raw, table, age_unit)
     except FileNotFoundError:
         result.problems.append(Problem(str(path), "no such table of subjects; add it, or drop subjects: from the card"))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -256,7 +256,7 @@ def _read_table(root: Path, table: SubjectsTable) -> _Rows:
     return result
 
 
-def _add_row(result: _Rows, line: str, raw: Mapping[str, str | None], table: SubjectsTable) -> None:
+def _add_row(result: _Rows, line: str, raw: Mapping[str, str | None], table: SubjectsTable, age_unit: str) -> None:
     def cell(column: str) -> str:
         text = (raw.get(column) or "").strip()
         return "" if text.lower() in ("n/a", "na", "nan") else text
@@ -272,7 +272,7 @@ def _add_row(result: _Rows, line: str, raw: Mapping[str, str | None], table: Sub
         except ValueError:
             age = -1.0
         if not 0 <= age <= 130:
-            result.problems.append(Problem(line, f"age {cell(table.age)!r} is no age in years; mend or empty it"))
+            result.problems.append(Problem(line, f"age {cell(table.age)!r} is no age in {age_unit}; mend or empty it"))
             age = None
     sex: Literal["F", "M"] | None = None
     if cell(table.sex):

@@ -29,8 +29,15 @@ class NiftiDataset(Dataset):
 
     card: NiftiCard
 
-    def __init__(self, card: NiftiCard, root: Path | None, cache: Path | None, split_file: SplitFile | None):
-        super().__init__(card, root, cache, split_file)
+    def __init__(
+        self,
+        card: NiftiCard,
+        root: Path | None,
+        cache: Path | None,
+        split_file: SplitFile | None,
+        withhold_age: bool = False,
+    ):
+        super().__init__(card, root, cache, split_file, withhold_age)
         self._layouts: dict[str, Layout] = {}
         self._hashes: dict[str, dict[str, str | None]] = {}
         self._assignment: Assignment | None = None
@@ -39,6 +46,12 @@ class NiftiDataset(Dataset):
 
     def labelled(self, site: str) -> bool:
         return self.card.sites[self.card.scanned(site)].label is not None
+
+    def aged(self, site: str) -> bool:
+        """Whether every scan has an age; without the data, whether there is a table that can say so."""
+        if self._absent:
+            return self.card.sites[self.card.scanned(site)].subjects is not None
+        return super().aged(site)
 
     def is_paired(self, site: str, other: str) -> bool:
         return self.card.scanned(site) == self.card.scanned(other)
@@ -50,8 +63,7 @@ class NiftiDataset(Dataset):
         """The site's scans and what is wrong with how they lie; empty without a root."""
         base = self.card.scanned(site)
         if base not in self._layouts:
-            there = self.root is not None and self.root.is_dir()
-            self._layouts[base] = find_scans(self._root, self.card, base) if there else Layout()
+            self._layouts[base] = Layout() if self._absent else find_scans(self._root, self.card, base)
         return self._layouts[base]
 
     def scans(self, site: str, split: Split | None = None) -> tuple[ScanFiles, ...]:
@@ -87,6 +99,10 @@ class NiftiDataset(Dataset):
         return dict(self._sides())
 
     @property
+    def _absent(self) -> bool:
+        return self.root is None or not self.root.is_dir()
+
+    @property
     def _root(self) -> Path:
         assert self.root is not None
         return self.root
@@ -115,7 +131,8 @@ class NiftiDataset(Dataset):
         return self._stage("labels", site, scans, params, ("image", "mask", "label"))
 
     def _params(self, site: str, split: Split, scans: Iterable[ScanFiles]) -> dict[str, Any]:
-        people = [{"id": s.id, "subject": s.subject, "age": s.age, "sex": s.sex} for s in scans]
+        ages = {s.id: None if self.withhold_age else s.age for s in scans}
+        people = [{"id": s.id, "subject": s.subject, "age": ages[s.id], "sex": s.sex} for s in scans]
         masked = self.card.sites[self.card.scanned(site)].mask is not None
         slices = self.card.slices.model_dump(mode="json")
         return {"site": site, "split": split, "scans": people, "slices": slices, "masked": masked}
@@ -129,15 +146,14 @@ class NiftiDataset(Dataset):
             scan: {role: [hashes[part] for part in _parts(path)] for role, path in paths.items()}
             for scan, paths in files.items()
         }
-        absent = self.root is None or not self.root.is_dir()
         return Stage(
             kind=kind,
             title="",
             fn=f"harness.data.nifti:nifti_{kind}",
             params=params,
             resources="prepare",
-            data="absent" if absent else hashlib.sha256(canonical(contents).encode()).hexdigest(),
-            local={} if absent else {"root": str(self._root.absolute()), "files": files},
+            data="absent" if self._absent else hashlib.sha256(canonical(contents).encode()).hexdigest(),
+            local={} if self._absent else {"root": str(self._root.absolute()), "files": files},
         )
 
     def hashes(self, site: str) -> dict[str, str | None]:

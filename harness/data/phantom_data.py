@@ -42,8 +42,15 @@ class PhantomDataset(Dataset):
 
     card: PhantomCard
 
-    def __init__(self, card: PhantomCard, root: Path | None, cache: Path | None, split_file: SplitFile | None):
-        super().__init__(card, root, cache, split_file)
+    def __init__(
+        self,
+        card: PhantomCard,
+        root: Path | None,
+        cache: Path | None,
+        split_file: SplitFile | None,
+        withhold_age: bool = False,
+    ):
+        super().__init__(card, root, cache, split_file, withhold_age)
         self._check()
         self._people: dict[str, tuple[Person, ...]] = {}
         self._maps: tuple[str, ...] | None = None
@@ -138,6 +145,7 @@ class PhantomDataset(Dataset):
             "subjects": [{"id": p.id, "seed": p.seed, "age": p.age, "sex": p.sex} for p in people],
             "slices": self.card.slices.model_dump(mode="json"),
             "anatomies": self.card.anatomies is not None,
+            **({"withhold_age": True} if self.withhold_age else {}),
             **more,
         }
         files = {p.id: p.anatomy for p in people if p.anatomy}
@@ -211,7 +219,7 @@ def phantom_images(run: StageRun) -> None:
         scans = []
         for who in run.params["subjects"]:
             anatomy = _anatomy(run, who, geometry)
-            scans.append(_scan(who, at.name, len(masks), anatomy))
+            scans.append(_scan(run, who, at.name, len(masks), anatomy))
             pixels.append(render(anatomy, at, who["seed"]))
             masks.append(anatomy.mask)
         arrays.save_images(run.out, ImageSet(pixels.array(), masks.array(), tuple(scans)))
@@ -224,7 +232,7 @@ def phantom_labels(run: StageRun) -> None:
         scans = []
         for who in run.params["subjects"]:
             anatomy = _anatomy(run, who, geometry)
-            scans.append(_scan(who, run.params["site"], len(labels), anatomy))
+            scans.append(_scan(run, who, run.params["site"], len(labels), anatomy))
             labels.append(anatomy.labels)
         arrays.save_labels(run.out, LabelSet(labels.array(), tuple(run.params["names"]), tuple(scans)))
 
@@ -233,8 +241,8 @@ def _geometry(slices: Slices) -> Geometry:
     """The phantom's sampling for a card's slices: the middles of `count` equal parts of a mean brain's range."""
     from harness.phantom.anatomy import FULL, Geometry
 
-    span = FULL.anterior_mm - FULL.posterior_mm
-    back, front = (FULL.posterior_mm + fraction * span for fraction in slices.range)
+    span = FULL.last_mm - FULL.first_mm
+    back, front = (FULL.first_mm + fraction * span for fraction in slices.range)
     count = max(1, round(front - back)) if slices.count == "all" else slices.count
     half = (front - back) / count / 2
     if count == 1:  # a single slice lies in the middle of its range
@@ -251,6 +259,7 @@ def _anatomy(run: StageRun, who: Mapping[str, Any], geometry: Geometry) -> Anato
     return render_anatomy(Subject(who["id"], who["seed"], who["age"], who["sex"]), geometry)
 
 
-def _scan(who: Mapping[str, Any], site: str, start: int, anatomy: AnatomySlices) -> Scan:
+def _scan(run: StageRun, who: Mapping[str, Any], site: str, start: int, anatomy: AnatomySlices) -> Scan:
+    age = None if run.params.get("withhold_age") else who["age"]  # a brain still follows its person's age
     stop = start + len(anatomy.mask)
-    return Scan(who["id"], who["id"], site, start, stop, anatomy.spacing, who["age"], who["sex"])
+    return Scan(who["id"], who["id"], site, start, stop, anatomy.spacing, age, who["sex"])

@@ -117,7 +117,7 @@ class SubjectsTable(Settings):
     """A CSV or TSV file below the data root, one row per scan; the fields name its columns.
 
     `scan` must exist; a scan is looked up by its name, else by its subject's. The other columns may be missing.
-    `age` is in years; `sex` is F or M. Written as a plain path, it has the columns named here.
+    `age` is in the card's `age_unit`; `sex` is F or M. Written as a plain path, it has the columns named here.
     """
 
     file: str
@@ -204,13 +204,15 @@ class PhantomSite(Settings):
 class BaseCard(Settings):
     """What every card has.
 
-    access tells how to get the data. scans: at most so many scans per site (whole subjects, chosen by hash).
+    access tells how to get the data. age_unit: of every age of the data set; years of life, or weeks of
+    postmenstrual age. scans: at most so many scans per site (whole subjects, chosen by hash).
     """
 
     id: str = Field(pattern=NAME)
     name: str
     simulated: bool
     modality: str
+    age_unit: Literal["years", "weeks"] = "years"
     reference: str
     licence: str
     access: str

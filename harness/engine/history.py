@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from harness.engine.plan import Stage
+from harness.engine.plan import Stage, canonical
 from harness.engine.store import write_atomically
 
 DEFAULTS = {"images": 2.5, "labels": 2.5, "train": 65.0, "fit": 1.0, "apply": 0.5, "predict": 0.5, "score": 0.2}
@@ -24,8 +25,12 @@ class History:
             self.seen = {k: (int(n), float(m)) for k, (n, m) in json.loads(self.path.read_text()).items()}
 
     @staticmethod
-    def _names(stage: Stage) -> tuple[str, str]:
-        return "|".join((stage.kind, stage.fn, *stage.code)), stage.kind
+    def _names(stage: Stage) -> tuple[str, str, str]:
+        """From exact to vague: the same work with the same settings, the same work, the same kind."""
+        work = "|".join((stage.kind, stage.fn, *stage.code))
+        settings = {name: stage.params[name] for name in ("method", "task", "part") if name in stage.params}
+        digest = hashlib.sha256(canonical(settings).encode()).hexdigest()[:12]
+        return f"{work}|{digest}", work, stage.kind
 
     def add(self, stage: Stage, seconds: float) -> None:
         for name in self._names(stage):
@@ -41,7 +46,7 @@ class History:
         return DEFAULTS.get(stage.kind, 5.0)
 
     def known(self, stages: Iterable[Stage]) -> bool:
-        """Whether every stage's estimate rests on recorded durations."""
+        """Whether every stage's estimate rests on recorded durations of the same work with the same settings."""
         return all(self._names(stage)[0] in self.seen for stage in stages)
 
     def save(self) -> None:

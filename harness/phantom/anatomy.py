@@ -1,117 +1,48 @@
-"""An individual brain: the painted template, warped for one subject and cut into coronal slices.
+"""An individual adult's brain: the painted template, warped for one subject and cut into slices.
 
-A subject's point p is looked up in the template at q = exp(v)(A^-1 p): an affine head (size, pose, the
-brain's usual torque) and a diffeomorphism, the exponential of a stationary velocity field v (scaling and
-squaring). v sums a smooth field, a shorter-waved one near the cortex, and one push per deep structure that
-makes it larger or smaller. Folding is made individual by noise on the tissue odds, which opens and closes
-sulci and thickens or thins gyri where the template is undecided. Numbers are ours unless a source is named;
-they were set so that volumes and their spread match those measured on 35 real OASIS-1 scans.
+Head and warp are those of `warping`; the head adds the brain's usual torque. Folding is made individual by noise on
+the tissue odds, which opens and closes sulci and thickens or thins gyri where the template is undecided. Numbers are
+ours unless a source is named; they were set so that volumes and their spread match those measured on 35 real OASIS-1
+scans.
 """
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from harness.phantom.cohort import Subject, derive_seed
+from harness.phantom import warping
+from harness.phantom.cohort import Subject
+from harness.phantom.geometry import FULL, SMALL, AnatomySlices, Geometry
 from harness.phantom.physics import LABELS
 from harness.phantom.template import TISSUES, Point, Template, template
+from harness.phantom.warping import (
+    COARSE,
+    IDENTITY,
+    RESIZED,
+    Head,
+    Warp,
+    bounded,
+    interpolate,
+    push_fields,
+    rotation,
+    smooth_noise,
+    stream,
+)  # fmt: skip
+
+__all__ = ["FULL", "SMALL", "AnatomySlices", "Geometry", "anatomy_from_labels", "cut", "render_anatomy", "warp"]
 
 Float = npt.NDArray[np.float32]
-
-COARSE = 4
-"""Edge of the velocity grid's cells, mm; the shortest deformation is smoothed over 5 mm."""
-
-MARGIN = 4
-"""Cells of the velocity grid around the template, so that nothing is pushed over its edge."""
-
-RESIZED: tuple[tuple[str, ...], ...] = (
-    ("ventricles",),
-    ("thalamus",),
-    ("hippocampus",),
-    ("putamen",),
-    ("caudate",),
-    ("pallidum",),
-    ("amygdala",),
-    ("ventral_DC", "brainstem"),
-    ("cerebellum_GM", "cerebellum_WM"),
-)
-"""Structures with a size of their own, left and right separately."""
-
-
-# ------------------------------------------------------------------------------------------ geometry
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """Where a subject is sampled: square coronal slices, evenly spread from posterior to anterior.
-
-    size: rows = columns, pixels. pixel_mm: pixel edge. slices: count, back to front. posterior_mm and
-    anterior_mm: y of the first and last slice; the anterior commissure is at y = 0, the occipital pole of a
-    mean brain near -98 and its frontal pole near 64. Row 0 is superior, column 0 the subject's left.
-
-    Raises ValueError when the field of view (size * pixel_mm) is under 150 mm and would cut brains off, or
-    the range is empty.
-    """
-
-    size: int = 256
-    pixel_mm: float = 1.0
-    slices: int = 163
-    posterior_mm: float = -98.0
-    anterior_mm: float = 64.0
-
-    def __post_init__(self) -> None:
-        if self.size * self.pixel_mm < 150:
-            raise ValueError(
-                f"{self.size} pixels of {self.pixel_mm} mm see {self.size * self.pixel_mm:g} mm; "
-                "a brain needs 150 mm or more"
-            )
-        if self.slices < 1 or self.anterior_mm <= self.posterior_mm:
-            raise ValueError(f"no slices between {self.posterior_mm} and {self.anterior_mm} mm: {self}")
-
-    @property
-    def positions(self) -> npt.NDArray[np.float64]:
-        """y of every slice, mm, [slices]; a single slice lies in the middle of the range."""
-        if self.slices == 1:
-            return np.array([(self.posterior_mm + self.anterior_mm) / 2])
-        return np.linspace(self.posterior_mm, self.anterior_mm, self.slices)
-
-    @property
-    def spacing(self) -> tuple[float, float, float]:
-        """(slice, row, column) distance in mm."""
-        span = self.anterior_mm - self.posterior_mm
-        return span / max(self.slices - 1, 1), self.pixel_mm, self.pixel_mm
-
-
-FULL = Geometry()
-"""The paper's size: 256 x 256 at 1 mm, every slice of the brain."""
-
-SMALL = Geometry(size=96, pixel_mm=2.0, slices=12, posterior_mm=-60.0, anterior_mm=28.0)
-"""Two-core size: 12 slices through cerebellum, brainstem and deep grey matter."""
-
-
-@dataclass(frozen=True, eq=False)
-class AnatomySlices:
-    """One brain on a geometry, before any scanner has seen it.
-
-    labels: [n, H, W] uint8, 0..14 as in `LABELS`. fractions: [15, n, H, W] float16, each label's share of
-    the pixel (background first), summing to 1. mask: [n, H, W] bool, labels > 0. spacing: (slice, row,
-    column) in mm.
-    """
-
-    labels: npt.NDArray[np.uint8]
-    fractions: npt.NDArray[np.float16]
-    mask: npt.NDArray[np.bool_]
-    spacing: tuple[float, float, float]
 
 
 def render_anatomy(subject: Subject, geometry: Geometry) -> AnatomySlices:
     """The subject's brain on the geometry. Depends on the subject's seed, age and sex only."""
-    return _slices(template(), _head(subject), warp(subject), _folding(subject), geometry)
+    source, deform, folding = template(), warp(subject), _folding(subject)
+    return cut(source, _head(subject), lambda q: _shares(source, q + deform.at(q), q, folding), geometry)
 
 
 def anatomy_from_labels(path: str | Path, geometry: Geometry) -> AnatomySlices:
@@ -121,21 +52,11 @@ def anatomy_from_labels(path: str | Path, geometry: Geometry) -> AnatomySlices:
     brain hull (orbits, spine) is dropped and holes inside it become CSF. Partial volume: labels blurred by
     0.55 voxel. Raises ValueError for unknown label values or voxels that are not 1 mm.
     """
-    return _slices(_template_from_labels(Path(path)), _IDENTITY, None, None, geometry)
+    source = _template_from_labels(Path(path))
+    return cut(source, IDENTITY, lambda q: _shares(source, q, q, None), geometry)
 
 
-# -------------------------------------------------------------------------------------------- the head
-
-
-@dataclass(frozen=True, eq=False)
-class Head:
-    """Affine from subject to template about the template's centre: q - c = matrix @ (p - c - shift), mm."""
-
-    matrix: npt.NDArray[np.floating]
-    shift: npt.NDArray[np.floating]
-
-
-_IDENTITY = Head(np.eye(3), np.zeros(3))
+# ------------------------------------------------------------------------------------------ head and warp
 
 
 def _head(subject: Subject) -> Head:
@@ -144,102 +65,21 @@ def _head(subject: Subject) -> Head:
     The ICBM152 brain (1.88 l) is a quarter larger than the real OASIS mean: 0.94 (M) and 0.905 (F) bring
     volumes to those of the 35 OASIS scans. At 5 years a brain has some 94 % of its adult volume.
     """
-    rng = _rng(subject, "head")
+    rng = stream(subject, "head")
     size = 0.94 if subject.sex == "M" else 0.905
     size *= 1 - 0.02 * np.clip((14 - subject.age) / 9, 0, 1)
-    scale = size * (1 + 0.025 * _bounded(rng, 1)) * (1 + 0.018 * _bounded(rng, 3))
-    pitch, roll, yaw = np.deg2rad(2.5 * _bounded(rng, 3))
+    scale = size * (1 + 0.025 * bounded(rng, 1)) * (1 + 0.018 * bounded(rng, 3))
+    pitch, roll, yaw = np.deg2rad(2.5 * bounded(rng, 3))
     forward = np.diag(scale)
     # Yakovlev's torque: the right frontal and left occipital poles reach further.
-    forward[1, 0] += 0.02 + 0.015 * _bounded(rng, 1)[0]
-    matrix = np.linalg.inv(_rotation(pitch, 0) @ _rotation(roll, 1) @ _rotation(yaw, 2) @ forward)
-    return Head(matrix, 2.0 * _bounded(rng, 3))
-
-
-def _rotation(angle: float, axis: int) -> npt.NDArray[np.float64]:
-    """Rotation by `angle` radians in the plane of the other two axes."""
-    a, b = (i for i in range(3) if i != axis)
-    out = np.eye(3)
-    out[a, a] = out[b, b] = np.cos(angle)
-    out[a, b], out[b, a] = -np.sin(angle), np.sin(angle)
-    return out
-
-
-# -------------------------------------------------------------------------------------------- the warp
-
-
-@dataclass(frozen=True, eq=False)
-class Warp:
-    """A displacement field on the velocity grid: [3, X, Y, Z] mm; cell (0, 0, 0) is centred at `origin`."""
-
-    displacement: Float
-    origin: Point
-
-    def at(self, points: Float) -> Float:
-        """Displacement in mm at points [3, N] in mm; [3, N]."""
-        return np.stack([_interpolate(d, self.origin, COARSE, points) for d in self.displacement])
+    forward[1, 0] += 0.02 + 0.015 * bounded(rng, 1)[0]
+    matrix = np.linalg.inv(rotation(pitch, 0) @ rotation(roll, 1) @ rotation(yaw, 2) @ forward)
+    return Head(matrix, 2.0 * bounded(rng, 3))
 
 
 def warp(subject: Subject) -> Warp:
-    """The subject's diffeomorphism, template coordinates to template coordinates.
-
-    Smooth part: white noise smoothed with sigma 12 mm, SD 2.6 mm. Cortical part: sigma 5 mm, SD 1.8 mm.
-    """
-    pushes = _pushes()
-    shape = pushes.cortex.shape
-    velocity = 2.6 * _smooth_noise(_rng(subject, "warp"), (3, *shape), 12.0)
-    velocity += 1.8 * pushes.cortex * _smooth_noise(_rng(subject, "gyri"), (3, *shape), 5.0)
-    for (left, right), push in zip(_size_changes(subject), pushes.grow, strict=True):
-        velocity += push * np.where(pushes.x < 0, np.float32(left), np.float32(right))[:, None, None]
-    return Warp(exponential(velocity), pushes.origin)
-
-
-def exponential(velocity: Float, squarings: int = 5) -> Float:
-    """Displacement of exp(velocity) by scaling and squaring; [3, X, Y, Z] mm on `COARSE` mm cells."""
-    displacement = velocity / 2**squarings
-    cells = np.indices(velocity.shape[1:], dtype=np.float32)
-    for _ in range(squarings):
-        moved = cells + displacement / COARSE
-        displacement = displacement + np.stack([_linear(d, moved) for d in displacement])
-    return displacement
-
-
-@dataclass(frozen=True, eq=False)
-class _Pushes:
-    """Velocity building blocks on the coarse grid.
-
-    cortex: [X, Y, Z] 0..1, where the short waves act. grow: [structure, 3, X, Y, Z], at most 1 mm long;
-    a positive multiple makes the structure larger. x: [X] mm. origin: centre of cell (0, 0, 0), mm.
-    """
-
-    cortex: Float
-    grow: Float
-    x: Float
-    origin: Point
-
-
-@functools.lru_cache(maxsize=1)
-def _pushes() -> _Pushes:
-    from scipy import ndimage
-
-    painted = template()
-    whole = [-n % COARSE for n in painted.memberships.shape[1:]]
-    pad = [(0, 0), *((MARGIN * COARSE, MARGIN * COARSE + extra) for extra in whole)]
-    fine = np.pad(painted.memberships, pad)
-    x, y, z = (n // COARSE for n in fine.shape[1:])
-    blocks = fine.reshape(len(TISSUES), x, COARSE, y, COARSE, z, COARSE)
-    coarse = blocks.mean(axis=(2, 4, 6), dtype=np.float32) / 255
-
-    cortex = ndimage.gaussian_filter(coarse[TISSUES.index("cerebral_GM")], 1.0)
-    grow = []
-    for names in RESIZED:
-        soft = np.sum([coarse[TISSUES.index(name)] for name in names], axis=0)
-        gradient = np.stack(np.gradient(ndimage.gaussian_filter(soft, 1.2)))
-        grow.append(gradient / np.sqrt((gradient**2).sum(axis=0)).max())
-    first = [o - MARGIN * COARSE + (COARSE - 1) / 2 for o in painted.origin]
-    origin = (first[0], first[1], first[2])
-    xs = (first[0] + COARSE * np.arange(x)).astype(np.float32)
-    return _Pushes(np.clip(2 * cortex, 0, 1), np.stack(grow).astype(np.float32), xs, origin)
+    """The subject's diffeomorphism; see `warping.warp`."""
+    return warping.warp(subject, _size_changes(subject))
 
 
 def _size_changes(subject: Subject) -> tuple[tuple[float, float], ...]:
@@ -247,11 +87,11 @@ def _size_changes(subject: Subject) -> tuple[tuple[float, float], ...]:
 
     Real OASIS: ventricles 24 +- 17 ml over 18-96 years; nuclei vary by 10-15 %.
     """
-    rng = _rng(subject, "sizes")
+    rng = stream(subject, "sizes")
     late = max(subject.age - 40.0, 0.0)
     out = []
     for names in RESIZED:
-        common, sides = _bounded(rng, 1)[0], _bounded(rng, 2)
+        common, sides = bounded(rng, 1)[0], bounded(rng, 2)
         ventricles = names == ("ventricles",)
         mean = 0.11 * late if ventricles else -0.008 * late
         spread = 1.2 if ventricles else 0.3
@@ -273,9 +113,9 @@ class Folding:
 
 def _folding(subject: Subject) -> Folding:
     """Individual gyri: noise of 5 mm waves, plus the thinner white matter of children and old age's sulci."""
-    pushes = _pushes()
-    noise = _smooth_noise(_rng(subject, "folding"), (2, *pushes.cortex.shape), 4.0)
-    person = _bounded(_rng(subject, "atrophy"), 2)
+    pushes = push_fields()
+    noise = smooth_noise(stream(subject, "folding"), (2, *pushes.cortex.shape), 4.0)
+    person = bounded(stream(subject, "atrophy"), 2)
     white = -0.10 * np.clip((20 - subject.age) / 15, 0, 1) + 0.05 * person[0]
     csf = 0.25 + 0.007 * max(subject.age - 20.0, 0.0) + 0.10 * person[1]
     log_odds = np.stack([0.45 * noise[0] + np.float32(white), 0.40 * noise[1] + np.float32(csf)])
@@ -285,29 +125,48 @@ def _folding(subject: Subject) -> Folding:
 # ---------------------------------------------------------------------------------------- the sampling
 
 
-def _slices(
-    source: Template, head: Head, deform: Warp | None, folding: Folding | None, geometry: Geometry
+def cut(
+    source: Template,
+    head: Head,
+    shares: Callable[[Float], Float],
+    geometry: Geometry,
+    groups: npt.NDArray[np.uint8] | None = None,
 ) -> AnatomySlices:
-    """Sample the template slice by slice, at about 1 mm, and average down to the pixels."""
+    """Sample a brain slice by slice, at about 1 mm, and average down to the pixels.
+
+    shares: compartments' shares [C, N], background first, at points [3, N] in mm of the template, before the warp.
+    groups: label of every compartment, [C]; None where compartments are the labels.
+    """
     n, size, fold = geometry.slices, geometry.size, max(1, round(geometry.pixel_mm))
-    fractions = np.zeros((len(LABELS), n, size, size), dtype=np.float16)
+    fractions: npt.NDArray[np.float16] | None = None
     centre = np.array(template().centre)
     step = geometry.pixel_mm / fold
     ticks = (np.arange(size * fold) - (size * fold - 1) / 2) * step
-    x, z = np.meshgrid(centre[0] + ticks, centre[2] - ticks)  # row 0 is superior
-    for index, y in enumerate(geometry.positions):
-        points = np.stack([x.ravel(), np.full(x.size, y), z.ravel()])
+    for index, position in enumerate(geometry.positions):
+        points = geometry.points(float(position), ticks, centre)
         q = (head.matrix @ (points - centre[:, None] - head.shift[:, None]) + centre[:, None]).astype(np.float32)
         near = source.near(q)
-        q = q[:, near]
-        share = _shares(source, q if deform is None else q + deform.at(q), q, folding)
-        fine = np.zeros((len(LABELS), x.size), dtype=np.float32)
+        share = shares(q[:, near])
+        if fractions is None:
+            fractions = np.zeros((len(share), n, size, size), dtype=np.float16)
+        fine = np.zeros((len(share), points.shape[1]), dtype=np.float32)
         fine[0] = 1
         fine[:, near] = share
-        fractions[:, index] = _average(fine.reshape(len(LABELS), size * fold, size * fold), fold)
+        fractions[:, index] = _average(fine.reshape(len(share), size * fold, size * fold), fold)
+    assert fractions is not None
     mask = fractions[0] < 0.5
-    labels = np.where(mask, 1 + fractions[1:].argmax(axis=0), 0).astype(np.uint8)
-    return AnatomySlices(labels, fractions, mask, geometry.spacing)
+    merged = fractions[1:] if groups is None else _merged(fractions, groups)
+    labels = np.where(mask, 1 + merged.argmax(axis=0), 0).astype(np.uint8)
+    return AnatomySlices(labels, fractions, mask, geometry.spacing, geometry.plane)
+
+
+def _merged(fractions: npt.NDArray[np.float16], groups: npt.NDArray[np.uint8]) -> Float:
+    """Shares of labels 1, 2, ... from those of compartments."""
+    out = np.zeros((int(groups.max()), *fractions.shape[1:]), dtype=np.float32)
+    for compartment, label in enumerate(groups):
+        if label:
+            out[label - 1] += fractions[compartment]
+    return out
 
 
 def _average(image: Float, fold: int) -> Float:
@@ -320,24 +179,30 @@ def _average(image: Float, fold: int) -> Float:
     return total
 
 
-def _shares(source: Template, points: Float, undeformed: Float, folding: Folding | None) -> Float:
-    """Share of every label, background first, at points [3, N] mm; [15, N], summing to 1.
-
-    The template is a mean of 152 brains and its borders are several mm wide. An individual's are sharp:
-    raising the memberships to the third power leaves about one voxel of partial volume.
-    """
+def sampled(source: Template, points: Float) -> Float:
+    """Memberships of a template at points [3, N] mm, and what is left as background first; [15, N]."""
     share = np.empty((len(LABELS), points.shape[1]), dtype=np.float32)
     for label, (membership, box) in enumerate(zip(source.memberships, source.boxes, strict=True), start=1):
         # Most labels fill a small part of the brain: look no further than their own box.
         low, high = (np.array(side, dtype=np.float32)[:, None] for side in box)
         inside = ((points > low) & (points < high)).all(axis=0)
         share[label] = 0
-        share[label, inside] = _interpolate(membership, source.origin, 1, points[:, inside])
+        share[label, inside] = interpolate(membership, source.origin, 1, points[:, inside])
     share[1:] /= 255
     share[0] = np.clip(1 - share[1:].sum(axis=0), 0, 1)
+    return share
+
+
+def _shares(source: Template, points: Float, undeformed: Float, folding: Folding | None) -> Float:
+    """Share of every label, background first, at points [3, N] mm; [15, N], summing to 1.
+
+    The template is a mean of 152 brains and its borders are several mm wide. An individual's are sharp:
+    raising the memberships to the third power leaves about one voxel of partial volume.
+    """
+    share = sampled(source, points)
     if folding is None:
         return share / share.sum(axis=0)
-    white, csf = (_interpolate(f, folding.origin, COARSE, undeformed) for f in folding.log_odds)
+    white, csf = (interpolate(f, folding.origin, COARSE, undeformed) for f in folding.log_odds)
     share[LABELS.index("cerebral_WM")] *= np.exp(white)
     share[LABELS.index("cerebellum_WM")] *= np.exp(0.5 * white)
     share[LABELS.index("CSF")] *= np.exp(csf)
@@ -378,37 +243,3 @@ def _template_from_labels(path: Path) -> Template:
             memberships[index][around] = np.rint(255 * soft)
     middle = [c - (n - 1) / 2 for c, n in zip(template().centre, labels.shape, strict=True)]
     return Template(memberships, (middle[0], middle[1], middle[2]))
-
-
-# ---------------------------------------------------------------------------------------------- helpers
-
-
-def _rng(subject: Subject, purpose: str) -> np.random.Generator:
-    """A stream of its own for every purpose: a change to one leaves the others as they were."""
-    return np.random.default_rng(derive_seed("anatomy", purpose, subject.seed))
-
-
-def _bounded(rng: np.random.Generator, n: int) -> npt.NDArray[np.float64]:
-    """Standard normal, cut at 2.4: no monsters in a small cohort. [n]"""
-    return np.clip(rng.standard_normal(n), -2.4, 2.4)
-
-
-def _smooth_noise(rng: np.random.Generator, shape: tuple[int, ...], sigma_mm: float) -> Float:
-    """White noise smoothed over the last three axes of the coarse grid, SD 1."""
-    from scipy import ndimage
-
-    noise = rng.standard_normal(shape, dtype=np.float32)
-    sigma = (0.0, *(3 * (sigma_mm / COARSE,)))
-    smooth = ndimage.gaussian_filter(noise, sigma, mode="wrap")
-    return smooth / smooth.std()
-
-
-def _interpolate(grid: npt.NDArray, origin: Point, step: int, points: Float) -> Float:
-    """Linear interpolation of a grid [X, Y, Z] at mm points [3, N]; 0 outside. [N]"""
-    return _linear(grid, (points - np.array(origin, dtype=np.float32)[:, None]) / np.float32(step))
-
-
-def _linear(grid: npt.NDArray, cells: Float) -> Float:
-    from scipy import ndimage
-
-    return ndimage.map_coordinates(grid, cells, output=np.float32, order=1, mode="constant", prefilter=False)

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from harness import registry
-from harness.api import Method, Settings
+from harness.api import Adaptive, Method, Settings
 from harness.data.dataset import Dataset
 from harness.engine.executor import ResourceClasses
 from harness.engine.plan import Plan
@@ -43,6 +43,10 @@ class ReportSection(Settings):
 
     baseline: str = Field("none", description="row against which the others are tested")
     headline: str | None = Field(None, description="metric that orders the leaderboard; default: the first listed")
+    published: str = Field("", description="setting of the published tables to show beside, with --against")
+    rank_metrics: list[str] = Field(
+        default_factory=list, description="metrics that count in ranks over several benchmarks; empty: all"
+    )
 
 
 class BenchmarkSpec(Settings):
@@ -84,9 +88,20 @@ class Row:
     target: str
     method: Method
 
-    def payload(self) -> dict[str, Any]:
-        """What a stage needs to build the method again: class and fields, all of them, defaults included."""
-        return {"class": self.target, "fields": self.method.model_dump(mode="json")}
+    def payload(self, fields: Iterable[str] | None = None) -> dict[str, Any]:
+        """What a stage needs to build the method again: class and fields, defaults included.
+
+        With `fields` only those: the others have their defaults there, so they cannot change what the stage does.
+        """
+        values = self.method.model_dump(mode="json")
+        if fields is not None:
+            values = {name: values[name] for name in values if name in set(fields)}
+        return {"class": self.target, "fields": values}
+
+    def early_fields(self) -> tuple[str, ...]:
+        """Fields that fits and adaptations depend on."""
+        late = self.method.late_fields if isinstance(self.method, Adaptive) else ()
+        return tuple(name for name in type(self.method).model_fields if name not in late)
 
 
 @dataclass(frozen=True)

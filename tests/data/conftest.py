@@ -62,17 +62,18 @@ def card_file(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def run_stage(tmp_path: Path) -> Callable[[Stage], Path]:
-    """Run a stage's function as a worker would; gives the folder of its artifact."""
+    """Run a stage's function as a worker would, its inputs first; gives the folder of its artifact."""
     counter = iter(range(1000))
 
     def run(stage: Stage) -> Path:
+        inputs = {name: run(need) for name, need in stage.needs.items()}
         folder = tmp_path / f"stage{next(counter)}"
         out, scratch = folder / "out", folder / "scratch"
         out.mkdir(parents=True)
         scratch.mkdir()
         module, _, name = stage.fn.partition(":")
         function: Any = getattr(importlib.import_module(module), name)
-        function(StageRun(stage.params, {}, out, scratch, stage.seed or 0, "cpu", stage.local))
+        function(StageRun(stage.params, inputs, out, scratch, stage.seed or 0, "cpu", stage.local))
         assert not list(scratch.iterdir())
         return out
 

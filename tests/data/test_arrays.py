@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from harness.api import ImageSet, MethodError, Scan
+from harness.api import AgeSet, ImageSet, MethodError, Scan
 from harness.data import arrays
 
 
@@ -40,3 +40,12 @@ def test_images_come_back_read_only_and_mapped(tmp_path: Path) -> None:
     assert back.floats().max() == 1
     with pytest.raises(ValueError, match="read-only"):
         back.pixels[0, 0, 0] = 1
+
+
+def test_ages_come_back_as_float64_in_order(tmp_path: Path) -> None:
+    scans = tuple(Scan(name, name, "DHCP", i, i + 1, (1.0, 1.0, 1.0)) for i, name in enumerate("ba"))
+    arrays.save_ages(tmp_path, AgeSet(np.array([41.3, 38], np.float32), scans))
+    back = arrays.load_ages(tmp_path)
+    assert back.ages.dtype == np.float64
+    assert back.ages == pytest.approx([41.3, 38])
+    assert back.scans == scans

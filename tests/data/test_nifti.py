@@ -221,9 +221,46 @@ def test_every_scan_is_in_one_split(root: Path, card_file: CardFile) -> None:
         "scans": 6,
         "subjects": 6,
         "labelled": True,
+        "aged": False,
         "simulated": False,
         "shift": None,
     }
+
+
+WEEKS = (("modality: T1w", "modality: T1w\nage_unit: weeks"), ("    label:", "    subjects: people.csv\n    label:"))
+
+
+def test_ages_come_from_the_table_and_in_the_order_of_the_images(
+    root: Path, card_file: CardFile, run_stage: RunStage
+) -> None:
+    (root / "people.csv").write_text("scan,age\n" + "".join(f"s{i},{40 - i}.5\n" for i in range(6)))
+    card = card_file(*WEEKS)
+    data = dataset(root, card)
+    assert data.aged("A")
+    assert data.summary()["age_unit"] == "weeks"
+    ages = arrays.load_ages(run_stage(data.ages("A", "train")))
+    assert [scan.age for scan in ages.scans] == ages.ages.tolist()
+    assert ages.ages.tolist() == [40.5 - int(scan.id[-1]) for scan in ages.scans]
+
+    withheld = open_dataset(read_card(card), root, card.parent / "cache", withhold_age=True)
+    blind = arrays.load_ages(run_stage(withheld.ages("A", "train")))
+    assert np.array_equal(blind.ages, ages.ages)
+    assert [scan.id for scan in blind.scans] == [scan.id for scan in ages.scans]
+    assert all(scan.age is None for scan in blind.scans)
+    for kind in ("images", "labels"):
+        assert all(s["age"] is None for s in getattr(withheld, kind)("A", "train").params["scans"])
+        assert getattr(withheld, kind)("A", "train").key != getattr(data, kind)("A", "train").key
+
+
+def test_one_scan_without_an_age_leaves_a_site_without_ages(root: Path, card_file: CardFile) -> None:
+    (root / "people.csv").write_text("scan,age\n" + "".join(f"s{i},{'' if i == 3 else 40}\n" for i in range(6)))
+    data = dataset(root, card_file(*WEEKS))
+    assert not data.aged("A")
+    with pytest.raises(ValueError, match="A has scans without an age"):
+        data.ages("A", "train")
+    unknown = dataset(None, card_file(*WEEKS))
+    assert unknown.aged("A"), "without the data, the table is what there is to go by"
+    assert unknown.ages("A", "train").key != unknown.ages("A", "test").key
 
 
 def test_a_mask_file_decides_what_is_brain(root: Path, card_file: CardFile, run_stage: RunStage) -> None:

@@ -25,11 +25,13 @@ SMALL = "scans: 3, slices: {size: 64, pixel_mm: 3.0, count: 2, range: [0.3, 0.6]
 def phantom(tmp_path: Path) -> Callable[..., PhantomDataset]:
     """The built-in card with fields replaced."""
 
-    def make(changes: str = SMALL, root: Path | None = None) -> PhantomDataset:
+    def make(
+        changes: str = SMALL, root: Path | None = None, withhold_age: bool = False, card: str = "phantom_adult_t1"
+    ) -> PhantomDataset:
         path = tmp_path / "bench.yaml"
-        path.write_text(f"data:\n  card: phantom_adult_t1\n  with: {{{changes}}}\n")
+        path.write_text(f"data:\n  card: {card}\n  with: {{{changes}}}\n")
         document = yamlfile.read(path)
-        found = open_dataset(load_card(document, document.data["data"]), root, tmp_path / "cache")
+        found = open_dataset(load_card(document, document.data["data"]), root, tmp_path / "cache", withhold_age)
         assert isinstance(found, PhantomDataset)
         return found
 
@@ -79,6 +81,25 @@ def test_stages_leave_images_and_labels_on_the_same_slices(phantom: Phantom, run
     assert {s.site for s in elsewhere.scans} == {"KKI"}
     assert np.array_equal(elsewhere.mask, images.mask)
     assert not np.array_equal(elsewhere.pixels, images.pixels)
+
+
+def test_ages_are_a_reference_of_their_own(phantom: Phantom, run_stage: RunStage) -> None:
+    open_, withheld = phantom(), phantom(withhold_age=True)
+    assert open_.aged("NYU")
+    assert open_.summary()["age_unit"] == "years"
+    stage = withheld.ages("NYU", "test")
+    assert (stage.kind, stage.title) == ("ages", "ages NYU test")
+    ages, images = arrays.load_ages(run_stage(stage)), arrays.load_images(run_stage(withheld.images("NYU", "test")))
+    assert ages.scans == images.scans
+    assert ages.ages.tolist() == [person.age for person in withheld.scans("NYU", "test")]
+    assert [scan.age for scan in images.scans] == [None] * len(ages.ages)
+    assert all(scan.age is None for scan in arrays.load_labels(run_stage(withheld.labels("NYU", "test"))).scans)
+
+    seen = arrays.load_images(run_stage(open_.images("NYU", "test")))
+    assert [scan.age for scan in seen.scans] == ages.ages.tolist()
+    assert np.array_equal(seen.pixels, images.pixels), "withholding an age changes no brain"
+    assert withheld.images("NYU", "test").key != open_.images("NYU", "test").key
+    assert "withhold_age" not in open_.images("NYU", "test").params
 
 
 def test_keys_tell_sites_splits_and_rendering_apart(phantom: Phantom) -> None:

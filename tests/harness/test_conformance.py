@@ -330,7 +330,7 @@ class TestBrokenCards:
             id = "broken"
             reference = "ours"
 
-        assert "belongs to none of Harmonizer, TestTimeAdapter, TaskModel" in _failures(Broken)["family"]
+        assert "belongs to none of Harmonizer, TestTimeAdapter, Generalizer, TaskModel" in _failures(Broken)["family"]
 
     def test_defaults_that_cannot_be_made(self) -> None:
         class Abstract(Harmonizer):
@@ -369,7 +369,7 @@ class TestGrants:
     )
     def test_fit(self, source_free: bool, unknown_domains: bool, source: bool, target: bool) -> None:
         cls = self._cls(source_free=source_free, unknown_domains=unknown_domains)
-        data = grant_fit(cls, {"source": self.MATERIAL.source, "target": self.MATERIAL.target})
+        data = grant_fit(cls(), {"source": self.MATERIAL.source, "target": self.MATERIAL.target})
         assert _readable(data, "source") == source
         assert _readable(data, "target") == target
 
@@ -378,7 +378,7 @@ class TestGrants:
     def test_apply(self, source_free: bool, task_agnostic: bool) -> None:
         cls = self._cls(source_free=source_free, task_agnostic=task_agnostic)
         task: Any = object()
-        data = grant_apply(cls, {"target": self.MATERIAL.test, "source": self.MATERIAL.source, "task": task})
+        data = grant_apply(cls(), {"target": self.MATERIAL.test, "source": self.MATERIAL.source, "task": task})
         assert data.target is self.MATERIAL.test
         assert _readable(data, "source") == (not source_free)
         assert _readable(data, "task") == (not task_agnostic)

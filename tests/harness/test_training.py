@@ -124,6 +124,13 @@ def test_cosine_schedule_starts_after_warmup_and_ends_at_its_final_fraction() ->
     assert rates == pytest.approx([0.1, 0.5, 1.0, 1.0, 0.6, 0.2])
 
 
+def test_linear_schedule_holds_then_falls_towards_zero_after_the_last_update() -> None:
+    s = TrainingSettings(iterations=100, learning_rate=1.0, schedule="linear", linear_from=0.5)
+    assert [learning_rate_at(s, i) for i in (0, 49, 50, 75, 99)] == pytest.approx([1.0, 1.0, 1.0, 0.5, 0.02])
+    falling = TrainingSettings(iterations=4, learning_rate=1.0, schedule="linear", linear_from=0)
+    assert [learning_rate_at(falling, i) for i in range(4)] == pytest.approx([1.0, 0.75, 0.5, 0.25])
+
+
 def test_constant_schedule_and_warmup_longer_than_the_training() -> None:
     assert learning_rate_at(TrainingSettings(learning_rate=0.3), 777) == 0.3
     long = TrainingSettings(iterations=5, learning_rate=1.0, schedule="cosine", warmup=100)
@@ -445,6 +452,40 @@ def test_a_player_moves_only_its_own_parameters(tmp_path: Path) -> None:
     moved = {key for key, tensor in players.state_dict().items() if not torch.equal(tensor, before[key])}
     assert moved <= {"critic.weight", "critic.bias"}
     assert "critic.weight" in moved
+
+
+def run_at_rates(scratch: Path, rates: dict[str, float] | None, iterations: int = 6) -> dict[str, Tensor]:
+    """Distance that plain gradient descent on a loss of slope 1 moved each weight in."""
+    module = nn.ModuleDict({"fast": nn.Linear(2, 1), "slow": nn.ModuleDict({"deep": nn.Linear(2, 1)})})
+    before = weights_of(module)
+    s = TrainingSettings(
+        iterations=iterations, optimizer="sgd", momentum=0, learning_rate=1.0, schedule="step", step_every=3
+    )
+    train(
+        module,
+        s,
+        lambda rng, size: None,
+        lambda m, b, g: torch.stack([p.sum() for p in m.parameters()]).sum(),
+        ctx=context(scratch),
+        rates=rates,
+    )
+    return {key: before[key] - tensor for key, tensor in weights_of(module).items()}
+
+
+def test_submodules_learn_at_their_own_rates(tmp_path: Path) -> None:
+    moved = run_at_rates(tmp_path, {"slow.deep": 0.01})
+    assert moved["fast.weight"].tolist()[0] == pytest.approx([4.5, 4.5])
+    assert moved["slow.deep.weight"].tolist()[0] == pytest.approx([0.045, 0.045], rel=1e-4)
+    with pytest.raises(AttributeError, match="shallow"):
+        run_at_rates(tmp_path / "typo", {"slow.shallow": 0.01})
+
+
+def test_a_checkpoint_of_other_rates_is_ignored(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run_at_rates(tmp_path, {"slow": 0.01})
+    with caplog.at_level(logging.WARNING, "harness.training"):
+        moved = run_at_rates(tmp_path, None)
+    assert "other settings" in caplog.text
+    assert moved["slow.deep.bias"].item() == pytest.approx(4.5)
 
 
 def test_lower_precision_is_for_gpus_only(tmp_path: Path) -> None:

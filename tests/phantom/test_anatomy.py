@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from harness.phantom.anatomy import (
-    COARSE,
     SMALL,
     AnatomySlices,
     Geometry,
@@ -19,9 +18,10 @@ from harness.phantom.anatomy import (
 from harness.phantom.cohort import Subject, derive_seed
 from harness.phantom.physics import LABELS
 from harness.phantom.template import template
+from harness.phantom.warping import COARSE
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "real_data"
-WHOLE = Geometry(size=80, pixel_mm=2.0, slices=41, posterior_mm=-96, anterior_mm=64)  # 4 mm apart
+WHOLE = Geometry(size=80, pixel_mm=2.0, slices=41, first_mm=-96, last_mm=64)  # 4 mm apart
 PEOPLE = tuple(Subject(f"s{k}", derive_seed("test", k), 18.0 + 8 * k, "FM"[k % 2]) for k in range(8))
 
 
@@ -170,7 +170,7 @@ def test_geometry_errors() -> None:
     with pytest.raises(ValueError, match=r"64 pixels of 1\.0 mm see 64 mm"):
         Geometry(64, 1.0)
     with pytest.raises(ValueError, match="no slices between"):
-        Geometry(posterior_mm=10, anterior_mm=-10)
+        Geometry(first_mm=10, last_mm=-10)
     assert Geometry(slices=1).positions.tolist() == [-17.0]
     assert SMALL.spacing == (8.0, 2.0, 2.0)
 

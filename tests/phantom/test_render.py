@@ -12,7 +12,7 @@ from harness.phantom.render import bias_field, mix, render
 from harness.phantom.sites import SITES, Site, site
 
 PERSON = Subject("p", derive_seed("render", 0), 30.0, "M")
-GEOMETRY = Geometry(size=96, pixel_mm=2.0, slices=6, posterior_mm=-40, anterior_mm=20)
+GEOMETRY = Geometry(size=96, pixel_mm=2.0, slices=6, first_mm=-40, last_mm=20)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def test_noise_has_the_sites_level(anatomy: AnatomySlices) -> None:
 
 
 def test_coarse_voxels_blur_and_correlate_the_noise() -> None:
-    fine = render_anatomy(PERSON, Geometry(size=180, pixel_mm=1.0, slices=1, posterior_mm=-20, anterior_mm=0))
+    fine = render_anatomy(PERSON, Geometry(size=180, pixel_mm=1.0, slices=1, first_mm=-20, last_mm=0))
     small = dataclasses.replace(site("NYU"), bias_peak=0.0, noise=0.05, voxel_mm=(1.0, 1.0, 1.0))
     large = dataclasses.replace(small, voxel_mm=(1.3, 1.0, 1.3))
     rough = [np.abs(np.diff(render(fine, s, 3)[0].astype(float), axis=0)).mean() for s in (small, large)]

@@ -18,7 +18,7 @@ from harness.engine.plan import Cell, Plan, Stage
 from harness.engine.store import Store
 from harness.metrics.catalogue import METRICS
 from harness.tracks.base import Benchmark
-from harness.tracks.cross_site.plan import LABEL_METRICS, PAIRED_METRICS
+from harness.tracks.cross_site.plan import PAIRED_METRICS, metric_role
 
 Row = dict[str, Any]
 
@@ -36,7 +36,7 @@ def records(benchmark: Benchmark, store: Store, failures: Mapping[str, Failure])
             "target": cell.target,
         }
         for metric in spec.metrics:
-            stage = cell.finals.get("labels" if metric in LABEL_METRICS else "images")
+            stage = cell.finals.get(metric_role(metric))
             if stage is None or metric not in stage.params["metrics"]:
                 if not (cell.source == cell.target and metric in PAIRED_METRICS):
                     yield {
@@ -58,8 +58,8 @@ def _empty(metric: str) -> Row:
 
 
 def _why_not(benchmark: Benchmark, cell: Cell, metric: str) -> str:
-    if metric in LABEL_METRICS:
-        return f"{cell.target} has no labels"
+    if metric_role(metric) != "images":
+        return f"{cell.target} has no {metric_role(metric)}"
     if "images" not in cell.finals:
         return "the method returns predictions, no images"
     return "the data set has no image of the same subject at the source"
@@ -85,34 +85,53 @@ def histograms(plan: Plan, store: Store, failures: Mapping[str, Failure]) -> Ite
 
 
 def panels(plan: Plan, store: Store, failures: Mapping[str, Failure]) -> Iterator[Row]:
-    """For one target of each source a slice: input, harmonised (where there is one), prediction and label.
+    """For each method, source and target a slice: input, harmonised, prediction and label, as far as there are.
 
-    Scan and slice are the same for all methods of a target: the first test scan's slice with most labels.
+    Scan and slice are the same for all methods and sources of a target: the first test scan's slice with most
+    labels, or with most brain where there are none.
     """
-    shown: dict[str, str] = {}
+    chosen: dict[str, int] = {}
     for cell in plan.cells:
-        stage = cell.finals.get("labels")
-        if stage is None or stage.key in failures or cell.source == cell.target or cell.seed != plan.cells[0].seed:
+        if cell.source == cell.target or cell.seed != plan.cells[0].seed:
             continue
-        if shown.setdefault(cell.source, cell.target) != cell.target:
+        finals = {role: stage for role, stage in cell.finals.items() if stage.key not in failures}
+        shown = _shown(finals)
+        if shown is None:
             continue
-        labels = arrays.load_labels(store.read(stage.needs["labels"].key))
-        scan = labels.scans[0]
-        chosen = max(range(scan.start, scan.stop), key=lambda i: len(np.unique(labels.labels[i])))
-        predicted = stage.needs["predictions"]
-        images = predicted.needs.get("images")
-        raw = (images or predicted).needs["target"]
+        raw, harmonised, predicted, reference = shown
+        images = arrays.load_images(store.read(raw.key))
+        scan = images.scans[0]
+        labels = arrays.load_labels(store.read(reference.key)).labels if reference else None
+        if cell.target not in chosen:
+            content = labels if labels is not None else images.mask
+            counts = [len(np.unique(c)) if labels is not None else int(c.sum()) for c in content[scan.slices]]
+            chosen[cell.target] = scan.start + int(np.argmax(counts))
+        index = chosen[cell.target]
         yield {
             "method": cell.method,
             "source": cell.source,
             "target": cell.target,
             "subject": scan.subject,
-            "slice": chosen - scan.start,
-            "input": _slice(store, raw, chosen),
-            "harmonised": _slice(store, images, chosen) if images else None,
-            "prediction": np.array(arrays.load_predictions(store.read(predicted.key))[chosen]),
-            "label": np.array(labels.labels[chosen]),
+            "slice": index - scan.start,
+            "input": _slice(store, raw, index),
+            "harmonised": _slice(store, harmonised, index) if harmonised else None,
+            "prediction": np.array(arrays.load_predictions(store.read(predicted.key))[index]) if predicted else None,
+            "label": np.array(labels[index]) if labels is not None else None,
         }
+
+
+def _shown(finals: Mapping[str, Stage]) -> tuple[Stage, Stage | None, Stage | None, Stage | None] | None:
+    """Stages of a cell's raw images, harmonised images, predicted labels and labels; None if there is nothing."""
+    if "labels" in finals:
+        predicted = finals["labels"].needs["predictions"]
+        images = predicted.needs.get("images") or predicted.needs["target"]
+        harmonised = images if images.kind == "apply" else None
+        raw = images.needs["target"] if harmonised else images
+        return raw, harmonised, predicted, finals["labels"].needs["labels"]
+    if "images" in finals:
+        harmonised = finals["images"].needs["harmonised"]
+        return harmonised.needs["target"], harmonised, None, None
+    return None
 
 
 def _slice(store: Store, stage: Stage, index: int) -> np.ndarray:
@@ -120,23 +139,28 @@ def _slice(store: Store, stage: Stage, index: int) -> np.ndarray:
     return np.rint(image * 255).astype(np.uint8)
 
 
+LOGGING = ("train", "fit", "adapt", "apply", "trace")
+"""Kinds of stages whose curves are kept."""
+
+
 def curves(plan: Plan, store: Store, failures: Mapping[str, Failure]) -> Iterator[Row]:
-    """Every curve that a stage logged, once, under the cells' names (method "task" for task training)."""
-    seen: set[str] = set()
+    """Every curve that a stage logged, under the names of the rows it serves (task training: once, as "task")."""
+    seen: set[tuple[str, str]] = set()
     for cell in plan.cells:
         for key in sorted({k for final in cell.finals.values() for k in (*plan.ancestors(final), final.key)}):
             stage = plan.by_key[key]
-            path = None if key in seen or key in failures else _curves_file(store, stage)
-            seen.add(key)
+            method = "task" if stage.kind == "train" else cell.method
+            path = None if (method, key) in seen or key in failures else _curves_file(store, stage)
+            seen.add((method, key))
             if path is None:
                 continue
-            shared = stage.kind == "train"
-            per_pair = shared or stage.title.partition("→")[1] == ""
+            of_pair = stage.kind not in ("train", "fit") or "target" in stage.needs
+            everywhere = any(name.startswith("sites.") for name in stage.needs)
             for name, step, value in json.loads(path.read_text()):
                 yield {
-                    "method": "task" if shared else cell.method,
-                    "source": cell.source,
-                    "target": "" if per_pair else cell.target,
+                    "method": method,
+                    "source": "" if everywhere else cell.source,
+                    "target": cell.target if of_pair else "",
                     "seed": cell.seed,
                     "stage": stage.kind,
                     "name": name,
@@ -146,7 +170,7 @@ def curves(plan: Plan, store: Store, failures: Mapping[str, Failure]) -> Iterato
 
 
 def _curves_file(store: Store, stage: Stage) -> Path | None:
-    if stage.kind not in ("train", "fit", "apply"):
+    if stage.kind not in LOGGING:
         return None
     try:
         path = store.read(stage.key) / "curves.json"

@@ -7,16 +7,20 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from harness.api import Harmonizer, TaskModel, TestTimeAdapter
+from harness.api import Generalizer, Harmonizer, Outcome, TaskModel, TestTimeAdapter
 from harness.data.card import load_card
 from harness.data.dataset import Dataset, open_dataset
 from harness.metrics.catalogue import METRICS
 from harness.problems import Problem, UserError
 from harness.tracks import base
-from harness.tracks.cross_site.plan import Protocol, build_plan
+from harness.tracks.cross_site.plan import TASK_METRICS, Protocol, access, build_plan, has_reference
 from harness.yamlfile import Document, check
 
-TRACK_METRICS = ("dsc", "hd95", "hd95_pooled", "hd95_unit", "hd95_missing", "wasserstein", "psnr", "ssim")
+TRACK_METRICS = (
+    "dsc", "hd95", "hd95_pooled", "hd95_unit", "hd95_missing", "mae", "mse", "wasserstein", "psnr", "ssim",
+)  # fmt: skip
+NEEDS: dict[str, str] = {"labels": "labels", "age": "ages"}
+"""What a task model of each outcome is trained on, in words."""
 
 
 class CrossSiteSpec(base.BenchmarkSpec):
@@ -35,6 +39,9 @@ class CrossSiteSpec(base.BenchmarkSpec):
     paired: bool = Field(
         True, description="also compare with the same subject imaged at the source, where the data set offers it"
     )
+    trace: bool = Field(
+        True, description="score every step of methods that adapt step by step, for the plots of stopping rules"
+    )
 
 
 def resolve(document: Document, cache: Path, root: Path | None = None) -> base.Benchmark:
@@ -42,24 +49,34 @@ def resolve(document: Document, cache: Path, root: Path | None = None) -> base.B
     spec, problems = check(document, document.data, CrossSiteSpec)
     card_problems: list[Problem] = []
     rows, task, row_problems = _methods(document)
+    outcome: Outcome = task.method.outcome if task and isinstance(task.method, TaskModel) else "labels"
     dataset = None
     if isinstance(document.data.get("data"), dict):
-        dataset, card_problems = _dataset(document, cache, root)
+        dataset, card_problems = _dataset(document, cache, root, outcome)
     problems += [p for p in (*row_problems, *card_problems) if p not in problems]
+    problems += _outcomes(document, rows, outcome)
     sites: tuple[str, ...] = ()
     if spec is not None:
         problems += base.unknown(document, ("metrics",), spec.metrics, TRACK_METRICS, "metric")
+        problems += _metrics(document, spec, outcome)
         problems += _report(document, spec)
         if dataset is not None:
-            sites, site_problems = _sites(document, spec, dataset)
+            sites, site_problems = _sites(document, spec, dataset, outcome)
             problems += site_problems
     base.fail_if(problems)
     assert spec is not None
     assert dataset is not None
     assert task is not None
-    protocol = Protocol(spec.diagonal, spec.quantize, spec.paired, tuple(spec.metrics), spec.report.baseline)
+    protocol = Protocol(
+        spec.diagonal, spec.quantize, spec.paired, tuple(spec.metrics), spec.report.baseline, spec.trace
+    )
     plan = build_plan(spec.benchmark, dataset, sites, task, rows, tuple(spec.seeds), protocol)
-    return base.Benchmark(spec, dataset, sites, rows, plan, {"task": task})
+    extra = {
+        "task": task,
+        "traits": access(plan, rows),
+        "reference_sites": tuple(site for site in sites if has_reference(dataset, site, outcome)),
+    }
+    return base.Benchmark(spec, dataset, sites, rows, plan, extra)
 
 
 def _methods(document: Document) -> tuple[tuple[base.Row, ...], base.Row | None, list[Problem]]:
@@ -68,7 +85,8 @@ def _methods(document: Document) -> tuple[tuple[base.Row, ...], base.Row | None,
     listed = document.data.get("methods")
     for name, fields in listed.items() if isinstance(listed, dict) else ():
         if fields is None or isinstance(fields, dict):
-            row, found = base.resolve_row(document, ("methods", name), str(name), fields, (Harmonizer, TestTimeAdapter))
+            families = (Harmonizer, TestTimeAdapter, Generalizer)
+            row, found = base.resolve_row(document, ("methods", name), str(name), fields, families)
             problems += found
             rows += [row] if row else []
     section = document.data.get("task")
@@ -82,7 +100,30 @@ def _methods(document: Document) -> tuple[tuple[base.Row, ...], base.Row | None,
     return tuple(rows), task, problems
 
 
-def _dataset(document: Document, cache: Path, root: Path | None) -> tuple[Dataset | None, list[Problem]]:
+def _outcomes(document: Document, rows: tuple[base.Row, ...], outcome: Outcome) -> list[Problem]:
+    """Rows that cannot work with this kind of task."""
+    return [
+        document.problem(("methods", row.name), f"{row.method.id} does not work with a task model that predicts {what}")
+        for row in rows
+        for what in [NEEDS[outcome]]
+        if outcome not in row.method.outcomes  # type: ignore[attr-defined]
+    ]
+
+
+def _metrics(document: Document, spec: CrossSiteSpec, outcome: Outcome) -> list[Problem]:
+    """Metrics of the other kind of task."""
+    other = {m for kind, metrics in TASK_METRICS.items() if kind != outcome for m in metrics}
+    own = "use " + ", ".join(m for m in TRACK_METRICS if m in TASK_METRICS[outcome])
+    return [
+        document.problem(("metrics", i), f"{metric} does not fit a task model that predicts {NEEDS[outcome]}; {own}")
+        for i, metric in enumerate(spec.metrics)
+        if metric in other
+    ]
+
+
+def _dataset(
+    document: Document, cache: Path, root: Path | None, outcome: Outcome
+) -> tuple[Dataset | None, list[Problem]]:
     section = document.data["data"]
     if not isinstance(section.get("card"), str):
         return None, []
@@ -91,12 +132,15 @@ def _dataset(document: Document, cache: Path, root: Path | None) -> tuple[Datase
         given = root or (Path(section["root"]) if isinstance(section.get("root"), str) else None)
         if given is not None and root is None and not given.is_absolute():
             given = Path(document.path).parent / given
-        return open_dataset(card, given, cache), []
+        # Where age is to be predicted, no image set may carry it.
+        return open_dataset(card, given, cache, withhold_age=outcome == "age"), []
     except UserError as error:
         return None, list(error.problems)
 
 
-def _sites(document: Document, spec: CrossSiteSpec, dataset: Dataset) -> tuple[tuple[str, ...], list[Problem]]:
+def _sites(
+    document: Document, spec: CrossSiteSpec, dataset: Dataset, outcome: Outcome
+) -> tuple[tuple[str, ...], list[Problem]]:
     sites = tuple(spec.data.sites) or dataset.sites
     problems = base.unknown(document, ("data", "sites"), sites, dataset.sites, "site")
     where = ("data", "sites") if spec.data.sites else ("data", "card")
@@ -104,8 +148,9 @@ def _sites(document: Document, spec: CrossSiteSpec, dataset: Dataset) -> tuple[t
         what = f"a cross-site benchmark needs at least two sites, here {len(sites)}; add one of"
         others = [site for site in dataset.sites if site not in sites]
         problems.append(document.problem(where, f"{what}: {', '.join(others) or '(the card has no other)'}"))
-    elif not problems and not any(dataset.labelled(site) for site in sites):
-        problems.append(document.problem(where, "none of the sites has labels, so no task model can be trained"))
+    elif not problems and not any(has_reference(dataset, site, outcome) for site in sites):
+        what = f"none of the sites has {NEEDS[outcome]}, so no task model can be trained"
+        problems.append(document.problem(where, what))
     return sites, problems
 
 
@@ -119,7 +164,9 @@ def _report(document: Document, spec: CrossSiteSpec) -> list[Problem]:
     if headline is not None and headline not in spec.metrics:
         what = f"the headline metric {headline!r} is not among metrics: {', '.join(spec.metrics)}"
         problems.append(document.problem(("report", "headline"), what))
-    return problems
+    return problems + base.unknown(
+        document, ("report", "rank_metrics"), spec.report.rank_metrics, spec.metrics, "metric of this benchmark"
+    )
 
 
 assert set(TRACK_METRICS) <= set(METRICS)

@@ -1,0 +1,1 @@
+"""CycleGAN: two generators between two sites, each the other's inverse."""

@@ -1,0 +1,1 @@
+"""Style transfer: StarGAN v2 with all sites as one domain, and a style code for each image."""
