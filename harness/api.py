@@ -367,6 +367,10 @@ class Adaptive(Method, ABC):
         """Whether anything is learnt before test images are seen."""
         return bool(self.fit_parts()) or type(self).fit is not Adaptive.fit
 
+    def supports(self, outcome: Outcome) -> bool:
+        """Whether these settings work with a task of this kind."""
+        return outcome in self.outcomes
+
     def uses_task(self) -> bool:
         """Whether the trained task model is needed. A setting that answers True costs the trait task_agnostic."""
         return not self.task_agnostic
@@ -435,6 +439,10 @@ class Generalizer(Method, ABC):
     task_agnostic: ClassVar[bool] = False
     unknown_domains: ClassVar[bool] = True
     outcomes: ClassVar[tuple[Outcome, ...]] = ("labels", "age")
+
+    def supports(self, outcome: Outcome) -> bool:
+        """Whether these settings work with a task of this kind."""
+        return outcome in self.outcomes
 
     @abstractmethod
     def augment(

@@ -264,7 +264,8 @@ def test_guidance_is_part_of_the_loss(tmp_path: Path) -> None:
     """More negatives, other weights; and without guidance the margin does not matter."""
 
     def weights(folder: str, **guidance: Any) -> Tensor:
-        method = small(flow={"couplings": 3, "widths": (4, 6), "training": {"iterations": 2, "batch_size": 8}}, guidance=guidance)
+        short = {"iterations": 2, "batch_size": 8}
+        method = small(flow={"couplings": 3, "widths": (4, 6), "training": short}, guidance=guidance)
         data = FitData({"source": SOURCE, "validation": VALIDATION})
         learnt = method.fit_part("flow", data, context(tmp_path / folder))
         return torch.cat([v.flatten() for k, v in learnt.items() if k.startswith("weights.")])

@@ -103,10 +103,10 @@ def _methods(document: Document) -> tuple[tuple[base.Row, ...], base.Row | None,
 def _outcomes(document: Document, rows: tuple[base.Row, ...], outcome: Outcome) -> list[Problem]:
     """Rows that cannot work with this kind of task."""
     return [
-        document.problem(("methods", row.name), f"{row.method.id} does not work with a task model that predicts {what}")
+        document.problem(("methods", row.name), f"{row.name} does not work with a task model that predicts {what}")
         for row in rows
         for what in [NEEDS[outcome]]
-        if outcome not in row.method.outcomes  # type: ignore[attr-defined]
+        if isinstance(row.method, Harmonizer | TestTimeAdapter | Generalizer) and not row.method.supports(outcome)
     ]
 
 

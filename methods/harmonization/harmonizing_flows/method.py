@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from pydantic import model_validator
 
-from harness.api import ApplyData, Context, FitData, Harmonizer, ImageSet, MethodError, State, hyper
+from harness.api import ApplyData, Context, FitData, Harmonizer, ImageSet, MethodError, Outcome, State, hyper
 from harness.training import load_weights, seeded
 from methods.harmonization.harmonizing_flows.adaptation import adapt_harmonizer
 from methods.harmonization.harmonizing_flows.flow import SliceFlow, size_multiple
@@ -118,7 +118,7 @@ class HarmonizingFlows(Harmonizer):
         return parts
 
     def fit_part(self, part: str, data: FitData, ctx: Context) -> State:
-        """ "flow": see `learning.train_flow`; "harmonizer": see `learning.train_harmonizer`."""
+        """Learn "flow" (`learning.train_flow`) or "harmonizer" (`learning.train_harmonizer`)."""
         if part == "flow":
             return train_flow(self.flow, self.guidance, self._crops(size_multiple(self.flow.widths)), data, ctx)
         return train_harmonizer(self.harmonizer, self._crops(1), data, ctx)
@@ -159,6 +159,9 @@ class HarmonizingFlows(Harmonizer):
 
     def uses_task(self) -> bool:
         return self.stopping == "entropy"
+
+    def supports(self, outcome: Outcome) -> bool:
+        return outcome == "labels" or self.stopping != "entropy"
 
     def harmonize(self, state: State, data: ApplyData, ctx: Context) -> np.ndarray:
         """`data.target` in source intensities, float32 [N, H, W] in [0, 1].
