@@ -84,6 +84,59 @@ def run(
 
 
 @app.command()
+def sweep(
+    files: Annotated[list[Path], typer.Argument(help="Sweep files.", metavar="FILE...")],
+    overrides: Set = None,
+    workers: Annotated[int | None, typer.Option("--workers", "-j", min=1, help="Stages at a time. [CPU cores]")] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Ray cluster to run on: auto, or HOST:PORT. [a local Ray]")
+    ] = None,
+    root: Root = None,
+    home: HomeOption = None,
+    store: StoreOption = None,
+    tracking: Tracking = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Show the trials and what they share; run nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Vary fields of a method over a benchmark: ablations and searches, in which trials share their stages."""
+    code = 0
+    with _answering(as_json) as answer:
+        from harness import sweep as sweeping
+        from harness import sweepview
+        from harness.progress import LiveProgress, PlainProgress
+
+        place = _home(home, store, "none" if plan else tracking)
+        console = _console(stderr=as_json)
+        sweeps = sweeping.prepare(files, overrides or [], place, root)
+        answer["sweeps"] = []
+        for each in sweeps:
+            if plan:
+                overview = sweepview.overview(each, place, workers)
+                answer["sweeps"].append(overview.as_json())
+                if not as_json:
+                    sweepview.show_overview(overview, console)
+                continue
+            progress = LiveProgress(console) if console.is_terminal and not as_json else PlainProgress()
+            result = sweeping.run(
+                each, place, workers=workers, address=address, progress=progress, say=lambda text: _note(f"  {text}")
+            )
+            answer["sweeps"].append(result.as_json())
+            code = max(code, result.exit_code)
+            for warning in result.warnings:
+                _note(f"warning: {warning}")
+            for failure in [f for f in result.failures if f.status == "failed"]:
+                _note(f"failed: {failure.title}: {failure.error}")
+            if not as_json:
+                sweepview.show(result, console)
+            if result.interrupted:
+                _note("interrupted; continue with the same command")
+                break
+            if not as_json:
+                console.print(f"report   {_short(result.folder / 'report.html')}", highlight=False, soft_wrap=True)
+    raise typer.Exit(code)
+
+
+@app.command()
 def plan(
     file: File,
     overrides: Set = None,

@@ -24,7 +24,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from harness import cards
-from harness.engine.executor import Execution, Progress, cluster, survey, to_do
+from harness.engine.executor import Execution, Progress, Summary, cluster, survey, to_do
 from harness.engine.plan import Plan
 from harness.engine.store import Store, open_store
 from harness.home import Home
@@ -33,7 +33,7 @@ from harness.spec import TRACKS, load
 from harness.tracks.base import Benchmark, Row
 
 if TYPE_CHECKING:
-    from harness.results.runinfo import MethodInfo, RunInfo
+    from harness.results.runinfo import MethodInfo, RunInfo, SweepInfo
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,11 @@ def prepare(file: Path, overrides: Iterable[str], home: Home, root: Path | None)
     """Benchmark and store, everything checked: file, data, store, tracking. Raises UserError."""
     home.create()
     benchmark = load(file, overrides, cache=home.cache, root=root)
+    return benchmark, ready(benchmark, home)
+
+
+def ready(benchmark: Benchmark, home: Home) -> Store:
+    """The store to run a benchmark with, its data and the tracking address checked. Raises UserError."""
     problems = audit(benchmark)
     if problems:
         raise UserError(problems)
@@ -92,7 +97,7 @@ def prepare(file: Path, overrides: Iterable[str], home: Home, root: Path | None)
         if trouble:
             what = f"{trouble}; use --tracking none to run without it, and `harness sync` later"
             raise UserError(Problem(home.tracking, what))
-    return benchmark, store
+    return store
 
 
 def audit(benchmark: Benchmark) -> list[Problem]:
@@ -121,17 +126,17 @@ def run(
     execution = Execution(benchmark.plan, store, benchmark.spec.resources, progress)
     whole, corrupt = survey(benchmark.plan, store)
     if to_do(benchmark.plan, whole, corrupt):
-        with cluster(workers, address), _ended_like_ctrl_c():
+        with cluster(workers, address), ended_like_ctrl_c():
             summary = execution.run()
     else:
         summary = execution.run()
     folder = home.results(benchmark.spec.benchmark)
     warnings: list[str] = []
-    if not summary.interrupted and not _up_to_date(folder, benchmark.plan, summary.executed, bool(summary.failures)):
+    if not summary.interrupted and not up_to_date(folder, benchmark.plan, summary.executed, bool(summary.failures)):
         say("collecting results")
-        _collect(benchmark, store, execution, folder, file, started)
+        collect(benchmark, store, summary, folder, file, started)
     if not summary.interrupted and home.tracking != "none":
-        warnings += _project(folder, home.tracking, say)
+        warnings += project(folder, home.tracking, say)
     return RunResult(
         benchmark=benchmark.spec.benchmark,
         executed=summary.executed,
@@ -152,7 +157,7 @@ def run(
 
 
 @contextmanager
-def _ended_like_ctrl_c() -> Iterator[None]:
+def ended_like_ctrl_c() -> Iterator[None]:
     """A scheduler's SIGTERM ends a run as Ctrl-C does: what is finished is kept, and it says how to go on."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -171,58 +176,67 @@ def _ended_like_ctrl_c() -> Iterator[None]:
 # ------------------------------------------------------------------------------------------- results
 
 
-def _project(folder: Path, tracking: str, say: Callable[[str], None]) -> list[str]:
+def project(folder: Path, tracking: str, say: Callable[[str], None]) -> list[str]:
     """Log the results to MLflow unless they are there; a warning, never an error, if it cannot be done."""
-    from harness.results.tracking import is_synced, project
+    from harness.results import tracking as mlflow_side
 
-    if is_synced(folder, tracking):
+    if mlflow_side.is_synced(folder, tracking):
         return []
     say("logging to MLflow")
-    warning = project(folder, tracking).warning
+    warning = mlflow_side.project(folder, tracking).warning
     return [warning] if warning else []
 
 
-def _up_to_date(folder: Path, plan: Plan, executed: int, failed: bool) -> bool:
+def up_to_date(folder: Path, plan: Plan, executed: int, failed: bool, sweep: SweepInfo | None = None) -> bool:
     """Whether the results folder already says what this plan's artifacts say."""
     from harness.results import runinfo
 
     if executed or failed or not (folder / "report.html").is_file():
         return False
     try:
-        return runinfo.read(folder).environment.get("plan") == _digest(plan)
+        info = runinfo.read(folder)
     except UserError:
         return False
+    return info.environment.get("plan") == digest(plan) and info.sweep == sweep
 
 
-def _digest(plan: Plan) -> str:
+def digest(plan: Plan) -> str:
     """Identity of everything the results show: names, matrix and keys."""
     rows = [[c.method, c.source, c.target, c.seed, sorted(s.key for s in c.finals.values())] for c in plan.cells]
     return hashlib.sha256(json.dumps([plan.benchmark, rows]).encode()).hexdigest()[:16]
 
 
-def _collect(
-    benchmark: Benchmark, store: Store, execution: Execution, folder: Path, file: Path, started: float
+def collect(
+    benchmark: Benchmark,
+    store: Store,
+    summary: Summary,
+    folder: Path,
+    file: Path,
+    started: float,
+    sweep: SweepInfo | None = None,
 ) -> None:
     """Fill the results folder from the store; leaves records, exhibits, run.json and the report."""
     from harness.results import exhibits, records
     from harness.results.html import write_report
 
-    collect = importlib.import_module(f"{TRACKS[benchmark.spec.track]}.collect")
-    plan, failures = benchmark.plan, execution.summary.failures
+    track = importlib.import_module(f"{TRACKS[benchmark.spec.track]}.collect")
+    plan, failures = benchmark.plan, summary.failures
     folder.mkdir(parents=True, exist_ok=True)
-    rows = collect.records(benchmark, store, failures)
+    rows = track.records(benchmark, store, failures)
     records.write(folder, records.to_frame(records.Record(**row) for row in rows))
-    exhibits.write_histograms(folder, collect.histograms(plan, store, failures))
-    exhibits.write_panels(folder, collect.panels(plan, store, failures))
-    exhibits.write_curves(folder, collect.curves(plan, store, failures))
-    _info(benchmark, execution, file, started).write(folder)
+    exhibits.write_histograms(folder, track.histograms(plan, store, failures))
+    exhibits.write_panels(folder, track.panels(plan, store, failures))
+    exhibits.write_curves(folder, track.curves(plan, store, failures))
+    _info(benchmark, summary, file, started, sweep).write(folder)
     write_report(folder, folder / "report.html")
 
 
-def _info(benchmark: Benchmark, execution: Execution, file: Path, started: float) -> RunInfo:
+def _info(
+    benchmark: Benchmark, summary: Summary, file: Path, started: float, sweep: SweepInfo | None = None
+) -> RunInfo:
     from harness.results.runinfo import Counts, DatasetInfo, RunInfo
 
-    spec, summary = benchmark.spec, execution.summary
+    spec = benchmark.spec
     return RunInfo(
         run_id=uuid.uuid4().hex[:12],
         benchmark=spec.benchmark,
@@ -247,7 +261,8 @@ def _info(benchmark: Benchmark, execution: Execution, file: Path, started: float
         started=datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
         version=version("mri-harness"),
         commit=_commit(file.absolute().parent),
-        environment={"plan": _digest(benchmark.plan), "file": file.name, **_machine()},
+        sweep=sweep,
+        environment={"plan": digest(benchmark.plan), "file": file.name, **_machine()},
     )
 
 

@@ -23,6 +23,11 @@ def load(path: str | Path, overrides: Iterable[str] = (), *, cache: Path, root: 
     document = read(path)
     for assignment in overrides:
         document.override(assignment)
+    return resolve(document, cache=cache, root=root)
+
+
+def resolve(document: Document, *, cache: Path, root: Path | None = None) -> Benchmark:
+    """Check and plan a benchmark file that is already read. Raises UserError with every problem found."""
     module = importlib.import_module(f"{TRACKS[_track(document)]}.spec")
     benchmark: Benchmark = module.resolve(document, cache, root)
     return benchmark

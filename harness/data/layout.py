@@ -10,7 +10,7 @@ import csv
 import glob
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal
 
@@ -123,7 +123,7 @@ def _matches(root: Path, pattern: str, values: Mapping[str, str] | None = None) 
 
 @dataclass
 class _Rows:
-    """The table of subjects: scan (or subject) → its row; `label` names the file and line for messages."""
+    """A table of subjects: scan (or subject) → its row. `problems`: of the table as a whole."""
 
     rows: dict[str, _Row] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
@@ -131,9 +131,13 @@ class _Rows:
 
 @dataclass(frozen=True)
 class _Row:
+    """problems: told where a scan needs the row, as a table may list many that are not here. wanted: by `only`, `ages`."""
+
     subject: str
     age: float | None
     sex: Literal["F", "M"] | None
+    wanted: bool = True
+    problems: tuple[Problem, ...] = ()
 
 
 def find_scans(root: Path, card: NiftiCard, site_name: str) -> Layout:
@@ -145,7 +149,7 @@ def find_scans(root: Path, card: NiftiCard, site_name: str) -> Layout:
     assert site.image is not None
     problems: list[Problem] = []
     cohort = site.cohort or site_name
-    table = _read_table(root, site.subjects, card.age_unit) if site.subjects else None
+    people = _People(root, site.subjects, card.age_unit) if site.subjects else None
     persons = {scan: group[0] for group in site.same_subject for scan in group}
     seen: dict[str, str] = {}
     scans: list[ScanFiles] = []
@@ -159,8 +163,11 @@ def find_scans(root: Path, card: NiftiCard, site_name: str) -> Layout:
             problems.append(Problem(str(root / path), what))
             continue
         seen[name] = path
+        row = people.row(name, values, root / path) if people else None
+        if row is not None and not row.wanted:
+            continue
+        problems += row.problems if row else ()
         label, mask = (_partner(root, role, getattr(site, role), values, path, problems) for role in ("label", "mask"))
-        row = _row(table, name, values, root / path, site.subjects, problems)
         subject = (row.subject if row else "") or persons.get(name) or values.get("subject") or name
         scans.append(
             ScanFiles(
@@ -179,7 +186,7 @@ def find_scans(root: Path, card: NiftiCard, site_name: str) -> Layout:
         problems.append(Problem(str(root / site.image), what))
     else:
         problems += _unknown_names(card, site_name, seen)
-    return Layout(tuple(sorted(scans, key=lambda scan: scan.name)), (*(table.problems if table else ()), *problems))
+    return Layout(tuple(sorted(scans, key=lambda scan: scan.name)), (*(people.problems() if people else ()), *problems))
 
 
 def _scan_name(values: Mapping[str, str]) -> str:
@@ -221,34 +228,62 @@ def _unknown_names(card: NiftiCard, site_name: str, seen: Mapping[str, str]) -> 
     ]
 
 
-def _row(
-    table: _Rows | None,
-    name: str,
-    values: Mapping[str, str],
-    path: Path,
-    given: SubjectsTable | None,
-    problems: list[Problem],
-) -> _Row | None:
-    if table is None or given is None:
-        return None
-    row = table.rows.get(name) or table.rows.get(values.get("subject", ""))
-    if row is None and table.rows:
-        problems.append(Problem(str(path), f"scan {name!r} is not in {given.file}; add its row, or exclude it"))
-    return row
+class _People:
+    """The tables of subjects of a site: one for all, or one each."""
+
+    def __init__(self, root: Path, table: SubjectsTable, age_unit: str):
+        self.root, self.table, self.age_unit = root, table, age_unit
+        self._read: dict[str, _Rows] = {}
+        self._unlisted: list[Problem] = []
+        if not fields_of(table.file):
+            self._rows({})  # so that a missing table is told even where there are no scans
+
+    def row(self, name: str, values: Mapping[str, str], path: Path) -> _Row | None:
+        """The row of a scan; None, and a problem, where there is none."""
+        rows = self._rows(values).rows
+        if self.table.key is not None:
+            found = rows.get(_filled(self.table.key, values))
+        else:
+            found = rows.get(name) or rows.get(values.get("session", "")) or rows.get(values.get("subject", ""))
+        if found is None and rows:
+            what = f"scan {name!r} is not in {_filled(self.table.file, values)}; add its row, or exclude it"
+            self._unlisted.append(Problem(str(path), what))
+        return found
+
+    def problems(self) -> list[Problem]:
+        """Of whole tables, and scans that are in none."""
+        return [*(problem for rows in self._read.values() for problem in rows.problems), *self._unlisted]
+
+    def _rows(self, values: Mapping[str, str]) -> _Rows:
+        file = _filled(self.table.file, values)
+        if file not in self._read:
+            self._read[file] = _read_table(self.root / file, self.table, self.age_unit)
+        return self._read[file]
 
 
-def _read_table(root: Path, table: SubjectsTable, age_unit: str) -> _Rows:
-    path, result = root / table.file, _Rows()
+def _filled(pattern: str, values: Mapping[str, str]) -> str:
+    return _FIELD.sub(lambda match: values[match[1]], pattern)
+
+
+def _read_table(path: Path, table: SubjectsTable, age_unit: str) -> _Rows:
+    result = _Rows()
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
-            if table.scan not in (reader.fieldnames or ()):
+            missing = [column for column in (table.scan, *table.only) if column not in (reader.fieldnames or ())]
+            if missing:
                 columns = ", ".join(reader.fieldnames or ()) or "none"
-                what = f"has no column {table.scan!r} (it has {columns}); set subjects.scan to the right one"
+                where = "subjects.scan" if missing[0] == table.scan else "subjects.only"
+                what = f"has no column {missing[0]!r} (it has {columns}); set {where} to the right one"
                 result.problems.append(Problem(str(path), what))
                 return result
             for raw in reader:
-                _add_row(result, f"{path}:{reader.line_num}", raw, table, age_unit)
+                scan, row = _row(f"{path}:{reader.line_num}", raw, table, age_unit)
+                if scan in result.rows:
+                    first = result.rows[scan]
+                    twice = Problem(f"{path}:{reader.line_num}", f"scan {scan!r} is listed twice; keep one row")
+                    row = replace(first, problems=(*first.problems, twice))
+                result.rows[scan] = row
     except FileNotFoundError:
         result.problems.append(Problem(str(path), "no such table of subjects; add it, or drop subjects: from the card"))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -256,15 +291,14 @@ def _read_table(root: Path, table: SubjectsTable, age_unit: str) -> _Rows:
     return result
 
 
-def _add_row(result: _Rows, line: str, raw: Mapping[str, str | None], table: SubjectsTable, age_unit: str) -> None:
+def _row(line: str, raw: Mapping[str, str | None], table: SubjectsTable, age_unit: str) -> tuple[str, _Row]:
+    """The scan that a line is about, and what it says."""
+    problems: list[Problem] = []
+
     def cell(column: str) -> str:
         text = (raw.get(column) or "").strip()
         return "" if text.lower() in ("n/a", "na", "nan") else text
 
-    scan = cell(table.scan)
-    if scan in result.rows:
-        result.problems.append(Problem(line, f"scan {scan!r} is listed twice; keep one row"))
-        return
     age: float | None = None
     if cell(table.age):
         try:
@@ -272,13 +306,27 @@ def _add_row(result: _Rows, line: str, raw: Mapping[str, str | None], table: Sub
         except ValueError:
             age = -1.0
         if not 0 <= age <= 130:
-            result.problems.append(Problem(line, f"age {cell(table.age)!r} is no age in {age_unit}; mend or empty it"))
+            problems.append(Problem(line, f"age {cell(table.age)!r} is no age in {age_unit}; mend or empty it"))
             age = None
     sex: Literal["F", "M"] | None = None
-    if cell(table.sex):
-        letter = cell(table.sex)[0].upper()
+    written = cell(table.sex)
+    if written:
+        letter = table.sexes.get(written, written)[0].upper()
         if letter in "FM":
             sex = "F" if letter == "F" else "M"
         else:
-            result.problems.append(Problem(line, f"sex {cell(table.sex)!r} is neither F nor M; mend or empty it"))
-    result.rows[scan] = _Row(cell(table.subject), age, sex)
+            problems.append(Problem(line, f"sex {written!r} is neither F nor M; mend or empty it, or set sexes:"))
+    wanted = all(any(_same(cell(column), value) for value in values) for column, values in table.only.items())
+    if table.ages is not None:
+        wanted = wanted and age is not None and table.ages[0] <= age <= table.ages[1]
+    return cell(table.scan), _Row(cell(table.subject), age, sex, wanted, tuple(problems))
+
+
+def _same(cell: str, value: str) -> bool:
+    """Whether a cell holds a value: the same text, or the same number (0 and 0.0)."""
+    if cell == value:
+        return True
+    try:
+        return float(cell) == float(value)
+    except ValueError:
+        return False

@@ -67,18 +67,19 @@ class NiftiDataset(Dataset):
         return self._layouts[base]
 
     def scans(self, site: str, split: Split | None = None) -> tuple[ScanFiles, ...]:
-        """The site's scans, of one split or of all, ordered by name; at most the card's `scans`."""
-        scans = self._limited(self.layout(site).scans)
+        """The site's scans, of one split or of all, ordered by name; at most the card's and the site's `scans`."""
+        scans = self._limited(site, self.layout(site).scans)
         return scans if split is None else tuple(s for s in scans if self._sides().get(s.subject) == split)
 
-    def _limited(self, scans: tuple[ScanFiles, ...]) -> tuple[ScanFiles, ...]:
-        if self.card.scans is None:
+    def _limited(self, site: str, scans: tuple[ScanFiles, ...]) -> tuple[ScanFiles, ...]:
+        limits = [n for n in (self.card.scans, self.card.sites[self.card.scanned(site)].scans) if n is not None]
+        if not limits:
             return scans
         people: dict[str, int] = {}
         for scan in scans:
             people[scan.subject] = people.get(scan.subject, 0) + 1
         kept: set[str] = set()
-        room = self.card.scans
+        room = min(limits)
         for subject in sorted(people, key=lambda name: order_of(name, self.card.split.seed)):
             if people[subject] <= room:
                 kept.add(subject)

@@ -22,7 +22,8 @@ from harness.engine.worker import StageRun
 from harness.problems import Problem, UserError, did_you_mean
 
 if TYPE_CHECKING:
-    from harness.phantom.anatomy import AnatomySlices, Geometry
+    from harness.phantom.geometry import AnatomySlices, Geometry, Population
+    from harness.phantom.sites import Site
 
 
 @dataclass(frozen=True)
@@ -58,17 +59,15 @@ class PhantomDataset(Dataset):
 
     def _check(self) -> None:
         """Raises UserError for sites the phantom does not have, or a label table that is not its own."""
-        from harness.phantom.physics import LABELS
-        from harness.phantom.sites import SITES
-
-        known = [site.name for site in SITES]
+        known = [site.name for site in _places(self.card.population, self.card.modality)]
+        labels, table = _own_labels(self.card.population)
         problems = [
             self.card.problem(("sites", name), f"the phantom has no site {name!r}{did_you_mean(name, known)}")
             for name in self.sites
             if name not in known
         ]
-        if self.label_names != LABELS:
-            what = "a phantom's labels are its own 15 groups, in their order; write labels: adult15"
+        if self.label_names != labels:
+            what = f"a phantom's labels are its own {len(labels)} groups, in their order; write labels: {table}"
             problems.append(self.card.problem(("labels",), what))
         if problems:
             raise UserError(problems)
@@ -83,10 +82,11 @@ class PhantomDataset(Dataset):
 
     def count(self, site: str) -> int:
         """Scans of the site: the card's `scans`, else the site's own, else the paper's number."""
-        from harness.phantom.sites import site as phantom_site
-
         own = self.card.sites[site]
-        return self.card.scans or (own.scans if own else None) or phantom_site(site).scans
+        return self.card.scans or (own.scans if own else None) or self._place(site).scans
+
+    def _place(self, site: str) -> Site:
+        return next(place for place in _places(self.card.population, self.card.modality) if place.name == site)
 
     def scans(self, site: str, split: Split | None = None) -> tuple[Person, ...]:
         """The site's people, of one split or of all."""
@@ -97,9 +97,8 @@ class PhantomDataset(Dataset):
 
     def _simulated(self, site: str) -> tuple[Person, ...]:
         from harness.phantom.cohort import cohort
-        from harness.phantom.sites import site as phantom_site
 
-        people = cohort(phantom_site(site), self.count(site), self.card.seed)
+        people = cohort(self._place(site), self.count(site), self.card.seed)
         return tuple(Person(p.id, p.id, p.seed, p.age, p.sex) for p in people)
 
     def _real(self, site: str) -> tuple[Person, ...]:
@@ -137,6 +136,10 @@ class PhantomDataset(Dataset):
     def _labels(self, site: str, split: Split) -> Stage:
         return self._stage("labels", site, split, {"names": list(self.label_names)})
 
+    @property
+    def _newborns(self) -> bool:
+        return self.card.population == "neonatal"
+
     def _stage(self, kind: str, site: str, split: Split, more: Mapping[str, Any]) -> Stage:
         people = self.scans(site, split)
         params = {
@@ -145,6 +148,7 @@ class PhantomDataset(Dataset):
             "subjects": [{"id": p.id, "seed": p.seed, "age": p.age, "sex": p.sex} for p in people],
             "slices": self.card.slices.model_dump(mode="json"),
             "anatomies": self.card.anatomies is not None,
+            **({"population": "neonatal", "contrast": self.card.modality} if self._newborns else {}),
             **({"withhold_age": True} if self.withhold_age else {}),
             **more,
         }
@@ -160,7 +164,7 @@ class PhantomDataset(Dataset):
         return Stage(
             kind=kind,
             title="",
-            fn=f"harness.data.phantom_data:phantom_{kind}",
+            fn=f"harness.data.phantom_data:{'neonatal' if self._newborns else 'phantom'}_{kind}",
             params=params,
             resources="prepare",
             data=data,
@@ -205,58 +209,114 @@ def _stem(path: str) -> str:
     return Path(path).name.partition(".")[0]
 
 
+def _places(population: Population, contrast: str) -> tuple[Site, ...]:
+    """The phantom's sites."""
+    if population == "adult":
+        from harness.phantom.sites import SITES
+
+        return SITES
+    from harness.phantom.neonatal import NEONATAL
+
+    return NEONATAL["T1w" if contrast == "T1w" else "T2w"]
+
+
+def _own_labels(population: Population) -> tuple[tuple[str, ...], str]:
+    """Names of the phantom's labels, background first, and the table that has them."""
+    if population == "adult":
+        from harness.phantom.physics import LABELS
+
+        return LABELS, "adult15"
+    from harness.phantom.growth import GROUPS
+
+    return ("background", *GROUPS), "neonatal8"
+
+
 # ----------------------------------------------------------------------------------------- stage functions
 
 
 def phantom_images(run: StageRun) -> None:
-    """Render the subjects at a site; leaves an image set of 8-bit slices."""
+    """Render adults at a site; leaves an image set of 8-bit slices."""
     from harness.phantom.render import render
-    from harness.phantom.sites import site as phantom_site
+    from harness.phantom.sites import site
 
-    at = phantom_site(run.params["rendered_at"])
-    geometry = _geometry(Slices.model_validate(run.params["slices"]))
+    at = site(run.params["rendered_at"])
+    geometry = _geometry(run, "adult")
+    brains = ((who, _adult(run, who, geometry)) for who in run.params["subjects"])
+    _save_images(run, ((who, brain, render(brain, at, who["seed"])) for who, brain in brains))
+
+
+def phantom_labels(run: StageRun) -> None:
+    """Adults' labels; leaves a label set on the slices of their images."""
+    geometry = _geometry(run, "adult")
+    _save_labels(run, ((who, _adult(run, who, geometry)) for who in run.params["subjects"]))
+
+
+def neonatal_images(run: StageRun) -> None:
+    """Render newborns at a site; leaves an image set of 8-bit slices."""
+    from harness.phantom.neonatal import neonatal_site, tissues_of
+    from harness.phantom.render import render
+
+    at = neonatal_site(run.params["rendered_at"], run.params["contrast"])
+    geometry = _geometry(run, "neonatal")
+    brains = ((who, _newborn(who, geometry)) for who in run.params["subjects"])
+    tissues = {who["id"]: tissues_of(who["age"], who["seed"]) for who in run.params["subjects"]}
+    _save_images(run, ((who, brain, render(brain, at, who["seed"], tissues[who["id"]])) for who, brain in brains))
+
+
+def neonatal_labels(run: StageRun) -> None:
+    """Newborns' labels; leaves a label set on the slices of their images."""
+    geometry = _geometry(run, "neonatal")
+    _save_labels(run, ((who, _newborn(who, geometry)) for who in run.params["subjects"]))
+
+
+def _save_images(run: StageRun, rendered: Iterable[tuple[Mapping[str, Any], AnatomySlices, np.ndarray]]) -> None:
     with Stack(run.scratch / "pixels.raw", np.uint8) as pixels, Stack(run.scratch / "mask.raw", np.bool_) as masks:
         scans = []
-        for who in run.params["subjects"]:
-            anatomy = _anatomy(run, who, geometry)
-            scans.append(_scan(run, who, at.name, len(masks), anatomy))
-            pixels.append(render(anatomy, at, who["seed"]))
+        for who, anatomy, image in rendered:
+            scans.append(_scan(run, who, run.params["rendered_at"], len(masks), anatomy))
+            pixels.append(image)
             masks.append(anatomy.mask)
         arrays.save_images(run.out, ImageSet(pixels.array(), masks.array(), tuple(scans)))
 
 
-def phantom_labels(run: StageRun) -> None:
-    """The subjects' labels; leaves a label set on the slices of their images."""
-    geometry = _geometry(Slices.model_validate(run.params["slices"]))
+def _save_labels(run: StageRun, brains: Iterable[tuple[Mapping[str, Any], AnatomySlices]]) -> None:
     with Stack(run.scratch / "labels.raw", np.uint8) as labels:
         scans = []
-        for who in run.params["subjects"]:
-            anatomy = _anatomy(run, who, geometry)
+        for who, anatomy in brains:
             scans.append(_scan(run, who, run.params["site"], len(labels), anatomy))
             labels.append(anatomy.labels)
         arrays.save_labels(run.out, LabelSet(labels.array(), tuple(run.params["names"]), tuple(scans)))
 
 
-def _geometry(slices: Slices) -> Geometry:
+def _geometry(run: StageRun, population: Population) -> Geometry:
     """The phantom's sampling for a card's slices: the middles of `count` equal parts of a mean brain's range."""
-    from harness.phantom.anatomy import FULL, Geometry
+    from harness.phantom.geometry import RANGE_MM, Geometry
 
-    span = FULL.last_mm - FULL.first_mm
-    back, front = (FULL.first_mm + fraction * span for fraction in slices.range)
-    count = max(1, round(front - back)) if slices.count == "all" else slices.count
-    half = (front - back) / count / 2
-    if count == 1:  # a single slice lies in the middle of its range
-        return Geometry(slices.size, slices.pixel_mm or 1.0, 1, back, front)
-    return Geometry(slices.size, slices.pixel_mm or 1.0, count, back + half, front - half)
+    slices = Slices.model_validate(run.params["slices"])
+    assert slices.plane != "sagittal"
+    low, high = RANGE_MM[population, slices.plane]
+    first, last = (low + fraction * (high - low) for fraction in slices.range)
+    count = max(1, round(last - first)) if slices.count == "all" else slices.count
+    # The middles of `count` equal parts; a single slice lies in the middle of its range.
+    half = (last - first) / count / 2 if count > 1 else 0.0
+    pixel = slices.pixel_mm or 1.0
+    return Geometry(slices.size, pixel, count, first + half, last - half, slices.plane, population)
 
 
-def _anatomy(run: StageRun, who: Mapping[str, Any], geometry: Geometry) -> AnatomySlices:
+def _adult(run: StageRun, who: Mapping[str, Any], geometry: Geometry) -> AnatomySlices:
     from harness.phantom.anatomy import anatomy_from_labels, render_anatomy
     from harness.phantom.cohort import Subject
 
     if run.params["anatomies"]:
         return anatomy_from_labels(Path(run.local["root"]) / run.local["files"][who["id"]], geometry)
     return render_anatomy(Subject(who["id"], who["seed"], who["age"], who["sex"]), geometry)
+
+
+def _newborn(who: Mapping[str, Any], geometry: Geometry) -> AnatomySlices:
+    from harness.phantom.cohort import Subject
+    from harness.phantom.newborn import render_newborn
+
+    return render_newborn(Subject(who["id"], who["seed"], who["age"], who["sex"]), geometry)
 
 
 def _scan(run: StageRun, who: Mapping[str, Any], site: str, start: int, anatomy: AnatomySlices) -> Scan:

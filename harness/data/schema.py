@@ -118,6 +118,12 @@ class SubjectsTable(Settings):
 
     `scan` must exist; a scan is looked up by its name, else by its subject's. The other columns may be missing.
     `age` is in the card's `age_unit`; `sex` is F or M. Written as a plain path, it has the columns named here.
+
+    file:  may hold fields of the image pattern, where everybody has a table: sub-{subject}/sub-{subject}_sessions.tsv.
+    key:   what the column `scan` holds, where it is neither the scan's nor the subject's name: "Caltech_{scan}".
+    sexes: how the table writes them, as {"1": M, "2": F}.
+    only:  column → values; scans with another value are left out. "" is an empty cell.
+    ages:  [youngest, oldest]; scans of other or unknown ages are left out.
     """
 
     file: str
@@ -125,6 +131,10 @@ class SubjectsTable(Settings):
     subject: str = "subject"
     age: str = "age"
     sex: str = "sex"
+    key: str | None = None
+    sexes: dict[str, Literal["F", "M"]] = Field(default_factory=dict)
+    only: dict[str, list[str]] = Field(default_factory=dict)
+    ages: tuple[float, float] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -175,10 +185,11 @@ class NiftiSite(Settings):
     """One site of real scans.
 
     image, label, mask: path patterns below the data root with the fields {scan}, or {subject} and {session}; `*`
-                matches any part of one name. Without a mask the brain is where the image is above 0.
+                matches any part of one name. The brain is where the mask is above 0.5 (so a stripped image serves), without one
+                where the image is above 0.
     grouping:   which of the label table's groupings reads the label files.
     subjects:   table of who was scanned. same_subject: lists of scans of one person.
-    exclude:    scans to leave out.
+    exclude:    scans to leave out. scans: at most so many (whole subjects, chosen by hash).
     cohort:     sites with one cohort share subjects' names; default: the site alone.
     of, shift:  `of: OTHER` takes OTHER's scans; `shift` changes them. See `Shift`.
     """
@@ -190,6 +201,7 @@ class NiftiSite(Settings):
     subjects: SubjectsTable | None = None
     same_subject: list[list[str]] = Field(default_factory=list)
     exclude: list[str] = Field(default_factory=list)
+    scans: int | None = Field(None, ge=3)
     cohort: str | None = None
     of: str | None = None
     shift: Shift | None = None
@@ -238,12 +250,14 @@ class BaseCard(Settings):
 class PhantomCard(BaseCard):
     """Simulated scans; see harness/phantom.
 
+    population: adults, T1w; or newborns, T1w or T2w by `modality`, with ages in weeks.
     anatomies: folder below the data root with label maps (15 groups, 1 mm) of real people, in place of the
     deformed template; each is then a subject scanned at every site.
     """
 
     kind: Literal["phantom"]
     simulated: Literal[True]
+    population: Literal["adult", "neonatal"] = "adult"
     sites: dict[str, PhantomSite | None] = Field(min_length=1)
     seed: int = 0
     anatomies: str | None = None
@@ -305,12 +319,23 @@ def _check_labels(table: LabelTable) -> Iterator[tuple[Where, str]]:
 
 
 def _check_phantom(card: PhantomCard) -> Iterator[tuple[Where, str]]:
-    slices = card.slices
-    if slices.plane != "coronal":
-        yield ("slices", "plane"), "the phantom is cut coronally; write plane: coronal"
-    if slices.size * (slices.pixel_mm or 1.0) < 150:
-        seen = slices.size * (slices.pixel_mm or 1.0)
-        yield ("slices", "size"), f"size × pixel_mm is {seen:g} mm; a brain needs 150 mm or more"
+    from harness.phantom.geometry import FIELD_MM
+
+    slices, newborns = card.slices, card.population == "neonatal"
+    if slices.plane == "sagittal":
+        yield ("slices", "plane"), "the phantom is cut coronally or axially; write plane: coronal, or plane: axial"
+    else:
+        seen, needed = slices.size * (slices.pixel_mm or 1.0), FIELD_MM[card.population, slices.plane]
+        if seen < needed:
+            yield ("slices", "size"), f"size × pixel_mm is {seen:g} mm; a brain needs {needed:g} mm or more"
+    contrasts, unit = (("T1w", "T2w"), "weeks") if newborns else (("T1w",), "years")
+    if card.modality not in contrasts:
+        what = f"the {card.population} phantom has no {card.modality!r}; write {' or '.join(contrasts)}"
+        yield ("modality",), what
+    if card.age_unit != unit:
+        yield ("age_unit",), f"ages of the {card.population} phantom are in {unit}; write age_unit: {unit}"
+    if card.anatomies is not None and newborns:
+        yield ("anatomies",), "label maps are of adults; drop anatomies, or write population: adult"
     if card.anatomies is not None:
         trouble = layout.path_trouble(card.anatomies)
         if trouble:
@@ -338,9 +363,7 @@ def _check_site(card: NiftiCard, name: str, site: NiftiSite) -> Iterator[tuple[W
         if trouble:
             yield (*at, role), f"{role}: {trouble}"
     if site.subjects is not None:
-        trouble = layout.path_trouble(site.subjects.file)
-        if trouble:
-            yield (*at, "subjects"), f"subjects: {trouble}"
+        yield from _check_table((*at, "subjects"), site.subjects, fields)
     if site.label is not None:
         if card.labels is None:
             yield (*at, "label"), "the card has no labels table; add labels: and name the groups"
@@ -348,6 +371,19 @@ def _check_site(card: NiftiCard, name: str, site: NiftiSite) -> Iterator[tuple[W
             known = [IDENTITY, *card.labels.groupings]
             yield (*at, "grouping"), f"unknown grouping {site.grouping!r}{did_you_mean(site.grouping, known)}"
     yield from _check_twice(at, site.same_subject)
+
+
+def _check_table(at: Where, table: SubjectsTable, fields: set[str]) -> Iterator[tuple[Where, str]]:
+    for name, text in (("file", table.file), ("key", table.key)):
+        trouble = layout.pattern_trouble(text) if name == "file" and text else None
+        if trouble is None and text is not None and not layout.fields_of(text) <= fields:
+            trouble = f"{text!r} uses fields that image does not have; it has {', '.join(sorted(fields)) or 'none'}"
+        if trouble is None and text is not None and "*" in text:
+            trouble = f"{text!r} has a *; write out the {name}"
+        if trouble:
+            yield at, f"subjects: {trouble}"
+    if table.ages is not None and not table.ages[0] <= table.ages[1]:
+        yield (*at, "ages"), f"write [youngest, oldest]; got {list(table.ages)}"
 
 
 def _check_copy(card: NiftiCard, name: str, site: NiftiSite) -> Iterator[tuple[Where, str]]:

@@ -238,8 +238,16 @@ class Execution:
             heapq.heappush(self._ready, entry)
 
     def _options(self, stage: Stage) -> dict[str, Any]:
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
         wanted: Resources = getattr(self.classes, stage.resources)
-        options: dict[str, Any] = {"num_cpus": wanted.cpus, "max_retries": 0, "name": stage.title}
+        options: dict[str, Any] = {
+            "num_cpus": wanted.cpus,
+            "max_retries": 0,
+            "name": stage.title,
+            # Within a trial of a sweep: not from the trial's own share, which is nothing.
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(placement_group=None),
+        }
         if wanted.gpus and self._total("GPU"):
             options["num_gpus"] = wanted.gpus
         if wanted.memory_gib:

@@ -32,7 +32,7 @@ from harness.phantom.warping import (
     rotation,
     smooth_noise,
     stream,
-)  # fmt: skip
+)
 
 __all__ = ["FULL", "SMALL", "AnatomySlices", "Geometry", "anatomy_from_labels", "cut", "render_anatomy", "warp"]
 

@@ -13,7 +13,8 @@ from harness.phantom.sites import Site
 
 @dataclass(frozen=True)
 class Subject:
-    """One simulated person. `seed` decides the anatomy and texture; `age` in years."""
+    """One simulated person. `seed` decides the anatomy and texture; `age` in years, newborns' in weeks after the
+    mother's last menstruation (PMA)."""
 
     id: str
     seed: int
@@ -28,7 +29,8 @@ def derive_seed(*parts: str | int) -> int:
 
 
 def cohort(site: Site, n: int, seed: int) -> tuple[Subject, ...]:
-    """The first `n` subjects of a site: ages uniform over the site's range (ours), both sexes equally likely.
+    """The first `n` subjects of a site: ages uniform over the site's range (ours) unless it has a distribution of its
+    own, both sexes equally likely.
 
     Subject k depends on (site name, k, seed) only: a larger n, or another list of sites, changes nobody.
     Raises ValueError for a negative n.
@@ -39,7 +41,18 @@ def cohort(site: Site, n: int, seed: int) -> tuple[Subject, ...]:
     for index in range(n):
         own = derive_seed("subject", site.name, index, seed)
         rng = np.random.default_rng(own)
-        age = float(np.round(rng.uniform(*site.age_range), 1))
+        age = _age(site, rng)
         sex: Literal["F", "M"] = "F" if rng.random() < 0.5 else "M"
         subjects.append(Subject(f"{site.name}-{index:04d}", own, age, sex))
     return tuple(subjects)
+
+
+def _age(site: Site, rng: np.random.Generator) -> float:
+    """In tenths. A normal distribution is cut to the range by drawing again."""
+    low, high = site.age_range
+    if site.age_normal is None:
+        return float(np.round(rng.uniform(low, high), 1))
+    while True:
+        age = float(np.round(rng.normal(*site.age_normal), 1))
+        if low <= age <= high:
+            return age

@@ -15,16 +15,16 @@ Population = Literal["adult", "neonatal"]
 FIELD_MM: Mapping[tuple[Population, Plane], float] = {
     ("adult", "coronal"): 150.0,
     ("adult", "axial"): 190.0,
-    ("neonatal", "coronal"): 105.0,
-    ("neonatal", "axial"): 130.0,
+    ("neonatal", "coronal"): 125.0,
+    ("neonatal", "axial"): 140.0,
 }
 """Field of view that the largest simulated brain needs in the plane; the longer side counts."""
 
 RANGE_MM: Mapping[tuple[Population, Plane], tuple[float, float]] = {
     ("adult", "coronal"): (-98.0, 64.0),
-    ("adult", "axial"): (-59.0, 78.0),
+    ("adult", "axial"): (-68.0, 74.0),
     ("neonatal", "coronal"): (-74.0, 40.0),
-    ("neonatal", "axial"): (-38.0, 57.0),
+    ("neonatal", "axial"): (-43.0, 53.0),
 }
 """Extent of a mean brain across the plane (newborn: at 41 weeks), mm: y from the occipital to the frontal pole, or z
 from the cerebellum to the vertex. The template's centre stays in place, whatever the size of the head."""

@@ -10,9 +10,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from harness.phantom.anatomy import AnatomySlices
 from harness.phantom.cohort import derive_seed
-from harness.phantom.physics import LABELS
+from harness.phantom.geometry import AnatomySlices, Plane
+from harness.phantom.physics import Tissue
 from harness.phantom.sites import Site
 
 Float = npt.NDArray[np.float32]
@@ -21,38 +21,43 @@ T1_SPREAD = 0.03  # a person's T1s, as a fraction, drawn evenly within it; so th
 GAIN_SPREAD = 0.10
 B1_SPREAD = 0.08
 TEXTURE = 0.012  # SD, fraction of the signal; 0.025 looked mottled
+FWHM = 2.3548  # of a Gaussian, in standard deviations
 TEXTURE_MM = 1.2  # its correlation length: sigma, 1 to 1.2 voxels
-WHITE = LABELS.index("cerebral_WM") - 1
 
 
-def render(anatomy: AnatomySlices, site: Site, seed: int) -> npt.NDArray[np.uint8]:
+def render(
+    anatomy: AnatomySlices, site: Site, seed: int, tissues: tuple[Tissue, ...] | None = None
+) -> npt.NDArray[np.uint8]:
     """Image `anatomy` at `site`: [n, H, W] uint8, exactly 0 outside the brain and 1..255 inside.
 
-    `seed` is the subject's seed. Intensities are scaled as in practice: the volume's 99.5th percentile inside
-    the brain becomes 255. Raises ValueError when no slice holds any brain.
+    `seed` is the subject's seed; `tissues` its relaxation times, the site's by default. Intensities are scaled as in
+    practice: the volume's 99.5th percentile inside the brain becomes 255. Raises ValueError when no slice holds any
+    brain.
     """
     if not anatomy.mask.any():
         raise ValueError("no brain in these slices: the geometry's range misses it")
     person = np.random.default_rng(derive_seed("tissue", seed))
-    scan = np.random.default_rng(derive_seed("scan", seed, site.name))
-    t1 = 1 + T1_SPREAD * person.uniform(-1, 1, len(LABELS) - 1)
+    scan = np.random.default_rng(derive_seed("scan", seed, site.stream))
+    tissues = tissues or site.tissues
+    t1 = 1 + T1_SPREAD * person.uniform(-1, 1, len(tissues))
     b1 = 1 + B1_SPREAD * scan.uniform(-1, 1)
     gain = 1 + GAIN_SPREAD * scan.uniform(-1, 1)
 
-    nominal = float(np.abs(site.acquisition.signal(site.tissues)[WHITE]))
-    levels = gain * site.acquisition.signal(site.tissues, t1, b1) / nominal
+    reference = [tissue.label for tissue in site.tissues].index(site.reference)
+    nominal = float(np.abs(site.acquisition.signal(site.tissues)[reference]))
+    levels = gain * site.acquisition.signal(tissues, t1, b1) / nominal
     field = bias_field(anatomy, site, seed)
     pixel = anatomy.spacing[1]
     image = np.empty(anatomy.mask.shape, dtype=np.float32)
     for index in range(len(image)):
         clean = mix(anatomy.fractions[:, index], levels)
         clean *= 1 + TEXTURE * _texture(person, clean.shape, TEXTURE_MM / pixel)
-        image[index] = _acquire(clean * field[index], site, pixel, scan)
+        image[index] = _acquire(clean * field[index], site, pixel, scan, anatomy.plane)
     return _quantise(image, anatomy.mask)
 
 
 def mix(fractions: npt.NDArray, levels: npt.ArrayLike) -> Float:
-    """Partial volume: |sum of share x signed signal|; fractions [15, H, W], levels [14], result [H, W]."""
+    """Partial volume: |sum of share x signed signal|; fractions [C, H, W], levels [C-1], result [H, W]."""
     return np.abs(np.tensordot(np.asarray(levels, dtype=np.float32), fractions[1:].astype(np.float32), axes=1))
 
 
@@ -67,9 +72,12 @@ def bias_field(anatomy: AnatomySlices, site: Site, seed: int) -> Float:
         (np.arange(n, dtype=np.float32) - (n - 1) / 2) * step / 200
         for n, step in zip(shape, anatomy.spacing, strict=True)
     ]
-    coil = np.random.default_rng(derive_seed("coil", site.name))
-    scan = np.random.default_rng(derive_seed("bias", seed, site.name))
+    coil = np.random.default_rng(derive_seed("coil", site.stream))
+    scan = np.random.default_rng(derive_seed("bias", seed, site.stream))
     weights = coil.standard_normal((3, 3, 3)) + scan.standard_normal((3, 3, 3))
+    if anatomy.plane == "axial":  # the weights are for (y, downwards, x); slices run along -(downwards), rows along -y
+        axes[0], axes[1] = -axes[0], -axes[1]
+        weights = weights.swapaxes(0, 1)
     bases = [np.stack([np.cos(np.pi * k * (axis + 0.5)) for k in range(3)]) for axis in axes]
     log_field = np.einsum("abc,ai,bj,ck->ijk", weights.astype(np.float32), *bases, optimize=True)
     inside = log_field[anatomy.mask]
@@ -87,7 +95,7 @@ def _texture(rng: np.random.Generator, shape: tuple[int, ...], sigma: float) -> 
     return noise / noise.std()
 
 
-def _acquire(clean: Float, site: Site, pixel_mm: float, rng: np.random.Generator) -> Float:
+def _acquire(clean: Float, site: Site, pixel_mm: float, rng: np.random.Generator, plane: Plane = "coronal") -> Float:
     """One slice through the scanner: blur, sampling on the site's voxels, Rician noise, and back.
 
     The point spread is a Gaussian with the voxel's full width at half maximum. Where the voxel is larger than
@@ -96,14 +104,15 @@ def _acquire(clean: Float, site: Site, pixel_mm: float, rng: np.random.Generator
     """
     from scipy import ndimage
 
-    left_right, _, up_down = site.voxel_mm
-    voxels = (up_down, left_right)  # rows, columns
-    blurred = ndimage.gaussian_filter(clean, [v / pixel_mm / 2.3548 for v in voxels])
+    left_right, front_back, up_down = site.voxel_mm
+    voxels = (up_down if plane == "coronal" else front_back, left_right)  # rows, columns
+    blurred = ndimage.gaussian_filter(clean, [v / pixel_mm / FWHM for v in voxels])
     rows, columns = (_resampling(n, pixel_mm, v) for n, v in zip(clean.shape, voxels, strict=True))
     native = rows[0] @ blurred @ columns[0].T
     noise = site.noise * rng.standard_normal((2, *native.shape), dtype=np.float32)
     magnitude = np.hypot(native + noise[0], noise[1])
-    return rows[1] @ magnitude @ columns[1].T
+    image = rows[1] @ magnitude @ columns[1].T
+    return ndimage.gaussian_filter(image, site.smoothing_mm / pixel_mm / FWHM) if site.smoothing_mm else image
 
 
 def _resampling(n: int, pixel_mm: float, voxel_mm: float) -> tuple[Float, Float]:

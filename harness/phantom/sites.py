@@ -18,11 +18,13 @@ from harness.phantom.physics import TISSUES_3T, TISSUES_15T, TISSUES_OASIS, Acqu
 class Site:
     """One site.
 
-    tissues: relaxation times at its field, in label order (label 1 first).
+    tissues: relaxation times at its field, in label order (label 1 first); of newborns, at 40 weeks, by compartment.
     voxel_mm: acquired voxel along (left-right, anterior-posterior, superior-inferior), in Table 2.1's order.
     bias_peak: largest deviation of the smooth bias field from 1. noise: SD of the Gaussian noise in each of
-    the two channels, as a fraction of the site's white-matter signal; fixed for the site.
-    age_range: years, both ends included. scans: MRIs of the paper.
+    the two channels, as a fraction of the signal of the tissue `reference`; fixed for the site.
+    smoothing_mm: full width at half maximum of a Gaussian that image and noise go through after sampling.
+    age_range: years, or weeks of newborns, both ends included. age_normal: mean and SD of ages, cut to the range; None:
+    uniform. scans: MRIs of the paper. series: name behind the scans' noise and bias, the site's own by default.
     """
 
     name: str
@@ -35,6 +37,14 @@ class Site:
     noise: float
     age_range: tuple[float, float]
     scans: int
+    reference: str = "cerebral_WM"
+    smoothing_mm: float = 0.0
+    age_normal: tuple[float, float] | None = None
+    series: str = ""
+
+    @property
+    def stream(self) -> str:
+        return self.series or self.name
 
 
 SITES: tuple[Site, ...] = (

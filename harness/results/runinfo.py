@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -51,12 +51,48 @@ class Counts(_Frozen):
     blocked: int = 0
 
 
+class SweepDomain(_Frozen):
+    """What one field of a method took in a sweep: `values` of a grid or choice, `low` and `high` of a range."""
+
+    type: Literal["grid", "choice", "uniform", "loguniform"]
+    values: tuple[Any, ...] = ()
+    low: float | None = None
+    high: float | None = None
+
+
+class SweepObjective(_Frozen):
+    """What a sweep optimises: the leaderboard's mean of a metric."""
+
+    metric: str
+    mode: Literal["max", "min"]
+
+
+class SweepTrial(_Frozen):
+    """One trial: the name of its row, field → value, and the objective (of the cells it got to, if stopped)."""
+
+    name: str
+    config: Mapping[str, Any]
+    state: Literal["finished", "stopped", "failed", "pending"]
+    objective: float | None = None
+
+
+class SweepInfo(_Frozen):
+    """The search behind a run's rows. method: id. base: the benchmark file that was swept. space: by field."""
+
+    method: str
+    base: str
+    objective: SweepObjective
+    space: Mapping[str, SweepDomain]
+    trials: tuple[SweepTrial, ...]
+
+
 class RunInfo(_Frozen):
     """Everything about a run that is not a number in the records.
 
     baseline: display name of the row that others are tested against. headline: id of the metric that orders the
     leaderboard. methods: the rows. task: the model of the downstream task, shared by all rows. started: ISO 8601.
-    commit: git commit of the benchmark's folder, None where unknown. environment: versions and machine.
+    sweep: the search that the rows come from, None for an ordinary run. commit: git commit of the benchmark's folder,
+    None where unknown. environment: versions and machine.
     """
 
     run_id: str
@@ -74,6 +110,7 @@ class RunInfo(_Frozen):
     task: MethodInfo | None = None
     counts: Counts = Counts()
     seconds: float = 0.0
+    sweep: SweepInfo | None = None
     started: str
     version: str
     commit: str | None = None

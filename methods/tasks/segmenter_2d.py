@@ -6,7 +6,6 @@ intensities of the source and nothing else.
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Literal
 
 import numpy as np
@@ -15,8 +14,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from harness.api import Context, ImageSet, LabelSet, MethodError, State, TaskData, TaskModel, hyper
+from harness.api import Augment, Context, ImageSet, LabelSet, MethodError, State, TaskData, TaskModel, hyper
 from harness.training import TrainingSettings, load_weights, seeded, train
+from methods.tasks._geometry import random_grid, resample, resample_labels
 
 THESIS = "Harmonizing Flows thesis ch. 2, segmentation network"
 NNUNET = "nnU-Net 2-D defaults (Isensee et al., Nature Methods 2021)"
@@ -69,23 +69,33 @@ class Segmenter2d(TaskModel):
         )
         return cls(filters=(4, 8, 16), training=schedule)
 
-    def train(self, data: TaskData, ctx: Context) -> State:
+    def train(self, data: TaskData, ctx: Context, augment: Augment | None = None) -> State:
         """Train on `data`. Returns "network.*" (the weights), "n_labels", "score" and "iteration".
 
-        Raises MethodError when the slices' size does not fit `filters`.
+        `augment` replaces the geometric augmentation. Raises MethodError when the slices' size does not fit
+        `filters`.
         """
         for images in (data.images, data.validation_images):
             self._check_size(images)
         with seeded(ctx.seed, ctx.device):
             network = self._build(data.n_labels)
 
-        def batches(rng: np.random.Generator, size: int) -> tuple[Tensor, Tensor]:
+        def batches(rng: np.random.Generator, size: int) -> tuple[Tensor, Tensor, Tensor]:
             index = np.sort(rng.integers(len(data.images), size=size))
+            mask = torch.from_numpy(np.array(data.images.mask[index]))
             labels = torch.from_numpy(np.array(data.labels.labels[index]))
-            return torch.from_numpy(data.images.floats(index))[:, None], labels
+            return torch.from_numpy(data.images.floats(index))[:, None], mask, labels
 
-        def step(module: nn.Module, batch: tuple[Tensor, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-            return self._losses(module, *self._augment(*batch, generator))
+        def step(
+            module: nn.Module, batch: tuple[Tensor, Tensor, Tensor], generator: torch.Generator
+        ) -> dict[str, Tensor]:
+            pixels, mask, labels = batch
+            if augment is None:
+                return self._losses(module, *self._augment(pixels, labels, generator))
+            pixels, moved = augment(pixels, mask, labels, generator)
+            if moved is None:
+                raise MethodError(f"{self.id}: the augmentation returned no labels, which training needs")
+            return self._losses(module, pixels, moved)
 
         def validate(module: nn.Module) -> float:
             predicted = self._predict(module, data.validation_images, ctx.device)
@@ -140,20 +150,10 @@ class Segmenter2d(TaskModel):
 
     def _augment(self, pixels: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Mirror, turn and magnify each slice about its centre; pixels bilinear, labels nearest, outside 0."""
-        if not (self.flip or self.rotate_degrees or self.scale):
+        grid = random_grid(pixels, generator, flip=self.flip, rotate_degrees=self.rotate_degrees, scale=self.scale)
+        if grid is None:
             return pixels, labels
-        n, _, height, width = pixels.shape
-        draws = torch.rand(3, n, generator=generator, device=pixels.device)
-        mirror = torch.where(draws[0] < 0.5, -1.0, 1.0) if self.flip else torch.ones_like(draws[0])
-        angle = (2 * draws[1] - 1) * math.radians(self.rotate_degrees)
-        zoom = 1 + (2 * draws[2] - 1) * self.scale
-        theta = affine_matrices(mirror, angle, zoom, height / width)
-        grid = F.affine_grid(theta, [n, 1, height, width], align_corners=False)
-        moved = F.grid_sample(pixels, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-        moved_labels = F.grid_sample(
-            labels[:, None].float(), grid, mode="nearest", padding_mode="zeros", align_corners=False
-        )
-        return moved, moved_labels[:, 0].to(labels.dtype)
+        return resample(pixels, grid), resample_labels(labels, grid)
 
     def _predict(self, network: nn.Module, images: ImageSet, device: str) -> np.ndarray:
         """Argmax labels, uint8 [N, H, W], in batches; the network is put in eval mode."""
@@ -179,17 +179,6 @@ def soft_dice_loss(logits: Tensor, labels: Tensor, smooth: float) -> Tensor:
     overlap = (probabilities * truth).sum((0, 2, 3))
     size = probabilities.sum((0, 2, 3)) + truth.sum((0, 2, 3))
     return 1 - ((2 * overlap + smooth) / (size + smooth)).mean()
-
-
-def affine_matrices(mirror: Tensor, angle: Tensor, zoom: Tensor, aspect: float) -> Tensor:
-    """Matrices [B, 2, 3] for `affine_grid`, which map output to input coordinates, (x, y) each in [−1, 1].
-
-    mirror −1 or 1 for the columns, angle in radians, zoom > 1 magnifies. `aspect` = H / W keeps a rotation
-    rigid on slices that are not square. Pixels are taken as square.
-    """
-    cos, sin, zero = angle.cos() / zoom, angle.sin() / zoom, torch.zeros_like(angle)
-    rows = [mirror * cos, -mirror * sin * aspect, zero, sin / aspect, cos, zero]
-    return torch.stack(rows, 1).reshape(-1, 2, 3)
 
 
 def mean_dice(predicted: np.ndarray, reference: LabelSet) -> float:

@@ -209,7 +209,7 @@ def distance(a: np.ndarray, b: np.ndarray) -> float:
 def test_it_learns_a_gamma_and_its_inverse(tmp_path: Path) -> None:
     curve: dict[str, list[float]] = {}
     ctx = context(tmp_path, lambda name, step, value: curve.setdefault(name, []).append(value))
-    training = {"iterations": 300, "batch_size": 4, "learning_rate": 2e-3, "log_every": 20, "checkpoint_every": 300}
+    training = {"iterations": 200, "batch_size": 4, "learning_rate": 2e-3, "log_every": 20, "checkpoint_every": 200}
     method = small(width=8, discriminator_width=8, discriminator_layers=1, training=training)
     a, b = images("A", 1), images("B", 2, gamma=0.6)
     state = fit(method, a, b, ctx)

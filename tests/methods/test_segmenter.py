@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from torch import Tensor
 
 from harness.api import Context, ImageSet, LabelSet, MethodError, Scan, TaskData
 from harness.conformance import check_method
 from harness.data.arrays import load_state, save_state
 from harness.metrics.overlap import dsc, joint_counts
-from methods.tasks.segmenter_2d import Segmenter2d, SegmenterTraining, affine_matrices, mean_dice, soft_dice_loss
+from methods.adaptation.bigaug import BigAug
+from methods.tasks._geometry import affine_matrices
+from methods.tasks.segmenter_2d import Segmenter2d, SegmenterTraining, mean_dice, soft_dice_loss
 
 NAMES = ("background", "disc", "ring")
 
@@ -185,6 +188,38 @@ def test_flips_are_exact_and_about_half() -> None:
 def test_no_augmentation_is_the_identity() -> None:
     moved, labels = augmented(Segmenter2d(flip=False, rotate_degrees=0, scale=0))
     assert np.array_equal(moved, labels)
+
+
+def test_a_given_augmentation_replaces_its_own(tmp_path: Path) -> None:
+    """It sees raw slices, masks and labels, in training only; doing nothing equals no augmentation."""
+    seen: list[tuple[int, ...]] = []
+
+    def nothing(
+        pixels: Tensor, mask: Tensor, labels: Tensor | None, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor | None]:
+        assert labels is not None
+        assert labels.dtype == torch.uint8
+        assert torch.equal(mask, labels > 0)  # as the shapes have it
+        assert not pixels[:, 0][~mask].any()
+        seen.append(tuple(pixels.shape))
+        return pixels, labels
+
+    model, key = tiny(iterations=4, validate_every=2), "network.output_block.conv.conv.weight"
+    given = model.train(task_data(), context(tmp_path / "given"), nothing)
+    assert seen == [(8, 1, 32, 32)] * 4
+    plain = model.model_copy(update={"flip": False, "rotate_degrees": 0.0, "scale": 0.0})
+    assert torch.equal(given[key], plain.train(task_data(), context(tmp_path / "plain"))[key])
+    assert not torch.equal(given[key], model.train(task_data(), context(tmp_path / "own"))[key])
+
+
+def test_trains_under_bigaug(tmp_path: Path) -> None:
+    state = tiny(iterations=4, validate_every=2).train(task_data(), context(tmp_path), BigAug().augment)
+    assert 0 <= state["score"] <= 1
+
+
+def test_an_augmentation_without_labels_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(MethodError, match="returned no labels"):
+        tiny().train(task_data(), context(tmp_path), lambda pixels, mask, labels, generator: (pixels, None))
 
 
 # ---------------------------------------------------------------------------- training and prediction

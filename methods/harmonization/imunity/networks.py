@@ -80,11 +80,14 @@ class SiteClassifier(nn.Module):
 
     def __init__(self, channels: int, width: int, sites: int):
         super().__init__()
-        # No normalisation: means and spreads of the code may well be what gives the site away.
         self.layers = nn.Sequential(
+            # Over the whole code: it cannot hide by being small, and what its channels' means tell is kept.
+            nn.GroupNorm(1, channels),
             nn.Conv2d(channels, width, 3, padding=1),
+            nn.GroupNorm(1, width),
             nn.LeakyReLU(SLOPE),
             nn.Conv2d(width, width, 3, padding=1),
+            nn.GroupNorm(1, width),
             nn.LeakyReLU(SLOPE),
             nn.AdaptiveAvgPool2d(1),
             nn.Flatten(),

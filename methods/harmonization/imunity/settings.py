@@ -57,10 +57,10 @@ class Hyperparameters(Settings):
         origin=RECONSTRUCTED,
     )
     pair_gamma: tuple[float, float] = hyper(
-        (0.7, 1.4),
-        "content, style and what is to be painted are first raised to one power, log-uniform in this range: within "
-        "one site contrast would else always be the same, and the style slice ignored; [1, 1] switches it off",
-        origin="ours",
+        (1.0, 1.0),
+        "before that, content and style are raised to one power, log-uniform in this range, in which the content is "
+        "to be painted; [1, 1]: off. On one site, whose contrast is always the same, it is what makes the style count",
+        origin="ours; off, as in the reconstruction",
     )
     reconstruction_weight: float = hyper(100.0, "weight of L1 + ssim_weight (1 − SSIM)", origin=RECONSTRUCTED, ge=0)
     ssim_weight: float = hyper(

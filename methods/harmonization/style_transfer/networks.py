@@ -36,8 +36,8 @@ class Generator(nn.Module):
         down = [ResidualBlock(narrow, wide, normalize=True, halve=True) for narrow, wide in steps]
         bottom = [ResidualBlock(deepest, deepest, normalize=True, halve=False) for _ in range(2)]
         self.encode = nn.Sequential(*down, *bottom)
-        bottom_styled = [StyledBlock(deepest, deepest, style_dim, double=False) for _ in range(2)]
-        up = [StyledBlock(wide, narrow, style_dim, double=True) for narrow, wide in reversed(steps)]
+        bottom_styled = [StyledBlock(deepest, deepest, style_dim, enlarge=False) for _ in range(2)]
+        up = [StyledBlock(wide, narrow, style_dim, enlarge=True) for narrow, wide in reversed(steps)]
         self.decode = nn.ModuleList([*bottom_styled, *up])
         norm = nn.InstanceNorm2d(base, affine=True)
         self.leave = nn.Sequential(norm, nn.LeakyReLU(SLOPE), nn.Conv2d(base, channels, 1))
@@ -120,18 +120,18 @@ class ResidualBlock(nn.Module):
 
 
 class StyledBlock(nn.Module):
-    """A residual block whose normalisations take scale and shift from the style; with `double`, nearest ×2 in both."""
+    """A residual block whose normalisations take scale and shift from the style; with `enlarge`, nearest ×2 in both."""
 
-    def __init__(self, wide: int, narrow: int, style_dim: int, *, double: bool):
+    def __init__(self, wide: int, narrow: int, style_dim: int, *, enlarge: bool):
         super().__init__()
-        self.double = double
+        self.enlarge = enlarge
         self.first_norm, self.second_norm = StyledNorm(wide, style_dim), StyledNorm(narrow, style_dim)
         self.first, self.second = nn.Conv2d(wide, narrow, 3, padding=1), nn.Conv2d(narrow, narrow, 3, padding=1)
         self.shortcut = _shortcut(wide, narrow)
 
     def forward(self, x: Tensor, style: Tensor) -> Tensor:
         bent = F.leaky_relu(self.first_norm(x, style), SLOPE)
-        if self.double:
+        if self.enlarge:
             x, bent = (F.interpolate(each, scale_factor=2, mode="nearest") for each in (x, bent))
         bent = F.leaky_relu(self.second_norm(self.first(bent), style), SLOPE)
         return (self.shortcut(x) + self.second(bent)) / math.sqrt(2)

@@ -76,7 +76,8 @@ def crop(x: Tensor, rng: np.random.Generator, settings: Hyperparameters) -> Tens
     """Stacks [B, C, H, W], some of them cropped and brought back to their size, some mirrored."""
     n = len(x)
     area = rng.uniform(*settings.crop_area, size=n)
-    ratio = np.exp(rng.uniform(*map(math.log, settings.crop_ratio), size=n))
+    low, high = map(math.log, settings.crop_ratio)
+    ratio = np.exp(rng.uniform(low, high, size=n))
     # Half the sides of the window, in coordinates that run from -1 to 1 over the slice, and its middle.
     half = np.minimum(np.stack([np.sqrt(area * ratio), np.sqrt(area / ratio)]), 1)
     half = np.where(rng.random(n) < settings.crop_probability, half, 1)

@@ -1,0 +1,244 @@
+"""`harness sweep`: the trials of a sweep file, then one results folder with all of them.
+
+First the trials run on Ray Tune. Then what is missing of the kept rows is computed, and the whole is collected like
+any benchmark: records, leaderboard, report and MLflow know nothing of trials but their rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from harness import run as running
+from harness.api import Harmonizer
+from harness.engine.executor import Execution, Failure, Progress, Summary, cluster, survey, to_do
+from harness.engine.plan import Plan, canonical
+from harness.engine.store import Store, open_store
+from harness.home import Home
+from harness.problems import UserError
+from harness.sweepfile import Sweep, load
+from harness.sweeptrials import Journal, Outcome, objectives, run_trials
+
+if TYPE_CHECKING:
+    from harness.results.runinfo import SweepInfo
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """How a sweep ended. `info.trials` tells of each trial; stages are those of trials and kept rows together.
+
+    oracles: trials that choose by the target's labels; none of them is the best.
+    """
+
+    name: str
+    info: SweepInfo
+    executed: int
+    cached: int
+    failures: tuple[Failure, ...]
+    seconds: float
+    interrupted: bool
+    folder: Path
+    tracking: str
+    oracles: frozenset[str] = frozenset()
+    warnings: tuple[str, ...] = ()
+    executed_stages: tuple[str, ...] = ()
+
+    @property
+    def best(self) -> str | None:
+        """Name of the best trial that finished; the first of equals."""
+        done = [
+            trial
+            for trial in self.info.trials
+            if trial.state == "finished" and trial.objective is not None and trial.name not in self.oracles
+        ]
+        choose = max if self.info.objective.mode == "max" else min
+        return choose(done, key=lambda trial: trial.objective or 0.0).name if done else None
+
+    @property
+    def exit_code(self) -> int:
+        """0 all well, 1 something failed, 130 interrupted. A trial that was stopped early has not failed."""
+        return 130 if self.interrupted else 1 if self.failures else 0
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "sweep": self.name,
+            "best": self.best,
+            **self.info.model_dump(mode="json"),
+            "executed": self.executed,
+            "cached": self.cached,
+            "failed": sum(failure.status == "failed" for failure in self.failures),
+            "blocked": sum(failure.status == "blocked" for failure in self.failures),
+            "interrupted": self.interrupted,
+            "seconds": round(self.seconds, 3),
+            "records": None if self.interrupted else str(self.folder / "records.parquet"),
+            "report": None if self.interrupted else str(self.folder / "report.html"),
+            "tracking_uri": self.tracking,
+            "warnings": list(self.warnings),
+            "failures": [asdict(failure) for failure in self.failures],
+            "executed_stages": list(self.executed_stages),
+        }
+
+
+def prepare(files: Iterable[Path], overrides: Iterable[str], home: Home, root: Path | None) -> list[Sweep]:
+    """Every file resolved and checked, before any work. Raises UserError with the problems of all."""
+    home.create()
+    sweeps: list[Sweep] = []
+    problems = []
+    overrides = list(overrides)
+    for file in files:
+        try:
+            sweep = load(file, overrides, cache=home.cache, root=root)
+            running.ready(sweep.benchmark, home)
+            sweeps.append(sweep)
+        except UserError as error:
+            problems += [problem for problem in error.problems if problem not in problems]
+    names = [sweep.spec.sweep for sweep in sweeps]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        where = ", ".join(str(sweep.file) for sweep in sweeps if sweep.spec.sweep == name)
+        problems += UserError(f"{where}: both are called {name!r}; sweeps need names of their own").problems
+    if problems:
+        raise UserError(problems)
+    return sweeps
+
+
+def run(
+    sweep: Sweep,
+    home: Home,
+    *,
+    workers: int | None = None,
+    address: str | None = None,
+    progress: Progress | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> SweepResult:
+    """Run a prepared sweep to its report. The same command continues one that was interrupted or killed."""
+    started = time.time()
+    store, benchmark = open_store(home.store), sweep.benchmark
+    name, folder = sweep.spec.sweep, home.results(sweep.spec.sweep)
+    home.remember(name, sweep.base)
+    scratch = home.root / "sweeps" / f"{name}-{_identity(sweep)[:12]}"
+    journal = Journal(scratch)
+    waiting = [trial.name for trial in sweep.trials if trial.name not in journal.ended]
+    outcome = Outcome()
+    with ExitStack() as session:
+        if waiting:
+            say(f"{name}: {len(waiting)} of {len(sweep.trials)} trials to run")
+            session.enter_context(cluster(workers, address))
+            session.enter_context(running.ended_like_ctrl_c())
+            outcome = run_trials(sweep, waiting, store, journal, scratch, say)
+        if outcome.interrupted:
+            summary = Summary(interrupted=True)
+            stopped: dict[str, Failure] = {}
+        else:
+            stopped = _never_run(sweep, store, journal, outcome)
+            lost = outcome.failures | stopped
+            cells = [cell for cell in benchmark.plan.cells if not any(s.key in lost for s in cell.finals.values())]
+            rest = Plan.of(name, cells)
+            todo = to_do(rest, *survey(rest, store))
+            if todo and not waiting:
+                session.enter_context(cluster(workers, address))
+                session.enter_context(running.ended_like_ctrl_c())
+            summary = Execution(rest, store, benchmark.spec.resources, progress if todo else None).run()
+    summary.executed += len(outcome.executed)
+    summary.executed_titles[:0] = outcome.executed
+    failures = outcome.failures | summary.failures
+    failures |= {key: failure for key, failure in stopped.items() if failure.status == "failed"}
+    summary.failures = failures | stopped
+    summary.cached = max(0, len(benchmark.plan.stages) - summary.executed - len(summary.failures))
+    summary.seconds = time.time() - started
+    info = _info(sweep, store, journal, outcome, summary)
+    warnings: list[str] = []
+    if not summary.interrupted:
+        if not running.up_to_date(folder, benchmark.plan, summary.executed, bool(failures), info):
+            say("collecting results")
+            running.collect(benchmark, store, summary, folder, sweep.file, started, info)
+        if home.tracking != "none":
+            warnings = running.project(folder, home.tracking, say)
+    return SweepResult(
+        name=name,
+        info=info,
+        executed=summary.executed,
+        cached=summary.cached,
+        failures=tuple(failures.values()),
+        seconds=time.time() - started,
+        interrupted=summary.interrupted,
+        folder=folder,
+        tracking=home.tracking,
+        oracles=frozenset(
+            row.name for row in benchmark.rows if isinstance(row.method, Harmonizer) and row.method.is_oracle()
+        ),
+        warnings=tuple(warnings),
+        executed_stages=tuple(summary.executed_titles),
+    )
+
+
+def _identity(sweep: Sweep) -> str:
+    """Hash of the resolved sweep: what is computed, and by what trials are stopped."""
+    scheduler = sweep.spec.scheduler.model_dump(mode="json") if sweep.spec.scheduler else None
+    parts = [running.digest(sweep.benchmark.plan), sweep.spec.objective.metric, sweep.mode, scheduler]
+    return hashlib.sha256(canonical(parts).encode()).hexdigest()
+
+
+def _never_run(sweep: Sweep, store: Store, journal: Journal, outcome: Outcome) -> dict[str, Failure]:
+    """Final stages that are not to be computed, and why: those of trials that were stopped, or whose process ended."""
+    present = store.keys()
+    found: dict[str, Failure] = {}
+    status: Literal["failed", "blocked"]
+    for trial in sweep.trials:
+        every, reports = sweep.rungs(trial.name), journal.reports.get(trial.name, {})
+        if trial.name in outcome.crashed:
+            status, why = "failed", f"the trial ended: {outcome.crashed[trial.name]}"
+        elif journal.ended.get(trial.name) == "stopped":
+            status, why = "blocked", f"stopped early by ASHA after {len(reports)} of {len(every)} rungs"
+        else:
+            continue
+        cells = [cell for rung in every[len(reports) :] for cell in rung]
+        for stage in (stage for cell in cells for stage in cell.finals.values()):
+            if stage.key not in present:
+                found[stage.key] = Failure(stage.title, status, why)
+    return found
+
+
+def _info(sweep: Sweep, store: Store, journal: Journal, outcome: Outcome, summary: Summary) -> SweepInfo:
+    from harness.results.runinfo import SweepDomain, SweepInfo, SweepObjective, SweepTrial
+
+    states: dict[str, Literal["finished", "stopped", "failed", "pending"]] = {}
+    for trial in sweep.trials:
+        finals = {stage.key for rung in sweep.rungs(trial.name) for cell in rung for stage in cell.finals.values()}
+        bad = {key for key in finals & summary.failures.keys() if not _is_stop(summary.failures[key])}
+        if bad or trial.name in outcome.crashed:
+            states[trial.name] = "failed"
+        elif trial.name in journal.ended:
+            states[trial.name] = journal.ended[trial.name]
+        else:
+            states[trial.name] = "pending"
+    metric = sweep.spec.objective.metric
+    judged = {name for name, state in states.items() if state in ("finished", "stopped")}
+    cells = [] if summary.interrupted else [c for c in sweep.benchmark.plan.cells if c.method in judged]
+    values = objectives(sweep.benchmark, store, summary.failures, cells, metric)
+    return SweepInfo(
+        method=sweep.method,
+        base=sweep.spec.base,
+        objective=SweepObjective(metric=metric, mode=sweep.mode),
+        space={
+            name: SweepDomain(type=domain.kind, values=tuple(domain.values), low=domain.ends[0], high=domain.ends[1])
+            for name, domain in sweep.spec.space.items()
+        },
+        trials=tuple(
+            SweepTrial(
+                name=trial.name,
+                config=trial.config,
+                state=states[trial.name],
+                objective=values.get(trial.name),
+            )
+            for trial in sweep.trials
+        ),
+    )
+
+
+def _is_stop(failure: Failure) -> bool:
+    return failure.status == "blocked" and failure.error.startswith("stopped early")
