@@ -24,6 +24,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from harness import cards
+from harness.api import Harmonizer
 from harness.engine.executor import Execution, Progress, Summary, cluster, survey, to_do
 from harness.engine.plan import Plan
 from harness.engine.store import Store, open_store
@@ -262,6 +263,8 @@ def _info(
         version=version("mri-harness"),
         commit=_commit(file.absolute().parent),
         sweep=sweep,
+        published=spec.report.published,
+        rank_metrics=tuple(spec.report.rank_metrics),
         environment={"plan": digest(benchmark.plan), "file": file.name, **_machine()},
     )
 
@@ -277,6 +280,7 @@ def _method_info(row: Row, traits: Mapping[str, bool] = MappingProxyType({})) ->
         traits=traits,
         fields=row.method.model_dump(mode="json"),
         doc=cards.summary(type(row.method)),
+        oracle=isinstance(row.method, Harmonizer) and row.method.is_oracle(),
     )
 
 

@@ -117,7 +117,7 @@ def train(
     module: nn.Module,
     settings: TrainingSettings,
     batches: Batches,
-    step: Step | Mapping[str, Step],
+    step: Step | Mapping[str, Step | Mapping[str, Step]],
     *,
     ctx: Context,
     validate: Validate | None = None,
@@ -131,7 +131,8 @@ def train(
     step:     (module, batch, generator) → loss, or a dict with "loss" whose other entries are only logged.
               `generator` is on the device. With a dict of steps {player: step}, each iteration runs all in
               order; each has its own optimiser over the submodule `module.<player>` and leaves all other
-              parameters alone. What must survive from one iteration to the next belongs in a buffer.
+              parameters alone. A player given {turn: step} moves once for each, with its one optimiser.
+              What must survive from one iteration to the next belongs in a buffer.
     validate: (module in eval mode, no gradients) → score, higher is better. Without it the last weights
               are kept. With averaging (`ema`) it sees the averaged weights.
     name:     of the checkpoint and the curves; set it where one stage trains several modules.
@@ -143,7 +144,8 @@ def train(
     validation score is not finite.
     """
     module.to(ctx.device)
-    steps = dict(step) if isinstance(step, Mapping) else {"": step}
+    players = step if isinstance(step, Mapping) else {"": step}
+    steps = {player: turns if isinstance(turns, Mapping) else {"": turns} for player, turns in players.items()}
     return _Loop(module, settings, batches, steps, ctx, validate, name, rates or {}).run()
 
 
@@ -205,7 +207,7 @@ class _Loop:
         module: nn.Module,
         settings: TrainingSettings,
         batches: Batches,
-        steps: Mapping[str, Step],
+        steps: Mapping[str, Mapping[str, Step]],
         ctx: Context,
         validate: Validate | None,
         name: str,
@@ -256,14 +258,15 @@ class _Loop:
         generator = torch.Generator(self.ctx.device).manual_seed(draw)
         batch = _to_device(self.batches(rng, self.settings.batch_size), self.ctx.device)
         losses: dict[str, float | Tensor] = {}
-        for player in self.steps:
-            for key, value in self._turn(player, batch, generator).items():
-                losses[f"{player}/{key}" if player else key] = value.detach()
+        for player, turns in self.steps.items():
+            for turn, step in turns.items():
+                for key, value in self._turn(player, step, batch, generator).items():
+                    losses["/".join(filter(None, (player, turn, key)))] = value.detach()
         self.pending.append(losses)
         self._follow()
         self.done += 1
 
-    def _turn(self, player: str, batch: Any, generator: torch.Generator) -> Mapping[str, Tensor]:
+    def _turn(self, player: str, step: Step, batch: Any, generator: torch.Generator) -> Mapping[str, Tensor]:
         optimizer = self.optimizers[player]
         for group in optimizer.param_groups:
             group["lr"] = learning_rate_at(self.settings, self.done) * group["factor"]
@@ -271,7 +274,7 @@ class _Loop:
         optimizer.zero_grad(set_to_none=True)
         with self._others_frozen(player):
             with self._autocast():
-                losses = self.steps[player](self.module, batch, generator)
+                losses = step(self.module, batch, generator)
             named = {"loss": losses} if isinstance(losses, Tensor) else losses
             if "loss" not in named:
                 raise MethodError(f'{self.name}: a step returned {sorted(named)}, but no entry "loss" to minimise')

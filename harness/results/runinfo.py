@@ -28,6 +28,8 @@ class MethodInfo(_Frozen):
     traits: Mapping[str, bool] = Field(default_factory=dict)
     fields: Mapping[str, Any] = Field(default_factory=dict)
     doc: str = ""
+    oracle: bool = False
+    """Whether it was tuned by the target's labels: shown apart, never ranked."""
 
 
 class DatasetInfo(_Frozen):
@@ -91,6 +93,8 @@ class RunInfo(_Frozen):
 
     baseline: display name of the row that others are tested against. headline: id of the metric that orders the
     leaderboard. methods: the rows. task: the model of the downstream task, shared by all rows. started: ISO 8601.
+    published: setting of the published tables that this benchmark repeats. rank_metrics: those that count in ranks
+    over several benchmarks, () for all.
     sweep: the search that the rows come from, None for an ordinary run. commit: git commit of the benchmark's folder,
     None where unknown. environment: versions and machine.
     """
@@ -111,6 +115,8 @@ class RunInfo(_Frozen):
     counts: Counts = Counts()
     seconds: float = 0.0
     sweep: SweepInfo | None = None
+    published: str = ""
+    rank_metrics: tuple[str, ...] = ()
     started: str
     version: str
     commit: str | None = None

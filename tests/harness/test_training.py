@@ -488,6 +488,30 @@ def test_a_checkpoint_of_other_rates_is_ignored(tmp_path: Path, caplog: pytest.L
     assert moved["slow.deep.bias"].item() == pytest.approx(4.5)
 
 
+def test_turns_share_an_optimiser_and_follow_each_other(tmp_path: Path) -> None:
+    """Momentum carries over from turn to turn: steps of 1, then 0.5 + 1, in the next iteration 0.75 + 1 and so on."""
+    players = nn.ModuleDict({"a": nn.Linear(1, 1, bias=False), "b": nn.Linear(1, 1, bias=False)})
+    before, calls = weights_of(players), []
+
+    def step(player: str, turn: str) -> Any:
+        def fall(module: nn.Module, batch: Tensor, generator: torch.Generator) -> Tensor:
+            calls.append((player, turn, float(batch)))
+            return module.get_submodule(player).weight.sum()
+
+        return fall
+
+    steps = {"a": {"one": step("a", "one"), "two": step("a", "two")}, "b": {"only": step("b", "only")}}
+    training = TrainingSettings(iterations=2, optimizer="sgd", momentum=0.5, learning_rate=1.0, log_every=1)
+    curve: Curve = []
+    ctx = context(tmp_path, curve=curve)
+    train(players, training, lambda rng, n: torch.tensor(rng.random()), steps, ctx=ctx, rates={"b": 0.1})
+    assert [(player, turn) for player, turn, _ in calls] == 2 * [("a", "one"), ("a", "two"), ("b", "only")]
+    assert calls[0][2] == calls[1][2] == calls[2][2] != calls[3][2]
+    assert before["a.weight"].item() - players["a"].weight.item() == pytest.approx(1 + 1.5 + 1.75 + 1.875)
+    assert before["b.weight"].item() - players["b"].weight.item() == pytest.approx(0.1 * (1 + 1.5), abs=1e-6)
+    assert {name for name, _, _ in curve} == {"a/one/loss", "a/two/loss", "b/only/loss", "learning_rate"}
+
+
 def test_lower_precision_is_for_gpus_only(tmp_path: Path) -> None:
     seen: list[torch.dtype] = []
 

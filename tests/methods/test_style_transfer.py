@@ -21,7 +21,6 @@ from methods.harmonization.style_transfer.networks import Generator
 from methods.harmonization.style_transfer.settings import StyleTransferTraining
 from methods.harmonization.style_transfer.stacks import Pool, Stacks, crop
 from methods.harmonization.style_transfer.translation import Styles, load_painters
-from methods.harmonization.style_transfer.turns import train_by_turns
 
 Log = Callable[[str, int, float], None]
 FULL = StyleTransfer()
@@ -205,32 +204,6 @@ def test_weights_are_averaged_over_iterations(tmp_path: Path) -> None:
         assert torch.allclose(tensor, 0.999 * old[key] + 0.001 * new[key], rtol=1e-6, atol=1e-9)
     assert FULL.training.ema == 0.999
     assert not any(torch.equal(kept[k], new[k]) for k in kept if k.startswith("painters.generator.enter"))
-
-
-def test_turns_share_an_optimiser_and_follow_each_other(tmp_path: Path) -> None:
-    """Momentum carries over from turn to turn: steps of 1, then 0.5 + 1, in the next iteration 0.75 + 1 and so on."""
-    players = nn.ModuleDict({"a": nn.Linear(1, 1, bias=False), "b": nn.Linear(1, 1, bias=False)})
-    before, calls = weights_of(players), []
-
-    def step(player: str, turn: str) -> Any:
-        def fall(module: nn.Module, batch: Tensor, generator: torch.Generator) -> Tensor:
-            calls.append((player, turn, float(batch)))
-            return module.get_submodule(player).weight.sum()
-
-        return fall
-
-    steps = {"a": {"one": step("a", "one"), "two": step("a", "two")}, "b": {"only": step("b", "only")}}
-    training = StyleTransferTraining(
-        iterations=2, optimizer="sgd", momentum=0.5, learning_rate=1.0, weight_decay=0, ema=None, log_every=1
-    )
-    names: set[str] = set()
-    ctx = context(tmp_path, lambda name, step, value: names.add(name))
-    train_by_turns(players, training, lambda rng, n: torch.tensor(rng.random()), steps, ctx=ctx, rates={"b": 0.1})
-    assert [(player, turn) for player, turn, _ in calls] == 2 * [("a", "one"), ("a", "two"), ("b", "only")]
-    assert calls[0][2] == calls[1][2] == calls[2][2] != calls[3][2]
-    assert before["a.weight"].item() - players["a"].weight.item() == pytest.approx(1 + 1.5 + 1.75 + 1.875)
-    assert before["b.weight"].item() - players["b"].weight.item() == pytest.approx(0.1 * (1 + 1.5), abs=1e-6)
-    assert names == {"a/one/loss", "a/two/loss", "b/only/loss", "learning_rate"}
 
 
 class Killed(Exception):

@@ -2,8 +2,8 @@
 
     x ─ squeeze ─ steps × (normalise, mix, couple) ─ mix ─ half the channels leave as latents, the rest goes on ─ ...
 
-The last scale keeps all of its channels. Networks and mixing are written for float32 whose errors must stay below a
-level of a 12-bit image, 1/4096: mixing is a matrix product, which GPUs do not round to 10 bits as they do convolutions.
+The last scale keeps all of its channels. There and back, errors must stay below a level of a 12-bit image, 1/4096, in
+float32: so mixing is a matrix product, which a GPU does not round to 10 bits as it does a convolution.
 """
 
 from __future__ import annotations

@@ -24,11 +24,18 @@ def seek(flow: SplineGlow, start: Tensor, seen: Tensor, settings: Search, genera
     x, flat = start, flat_regions(seen, settings)
     for _ in range(settings.iterations):
         x = x - settings.likeness_step * likeness_gradient(x, seen) - settings.edge_step * edge_gradient(x, flat)
-        latents, _ = flow(dequantize(x, generator))
-        back = flow.inverse([(1 - settings.latent_shrink) * z for z in latents])
+        back = _drawn(flow, dequantize(x, generator), settings.latent_shrink)
         found = quantize(back)
         x = torch.where(_sound(back, found)[:, None, None, None], found, x)
     return x
+
+
+def _drawn(flow: SplineGlow, x: Tensor, shrink: float) -> Tensor:
+    """Through the flow, its latents drawn towards 0, and back."""
+    # By default a GPU rounds the inputs of convolutions to 10 bits: too coarse to come back to the same 12-bit level.
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+        latents, _ = flow(x)
+        return flow.inverse([(1 - shrink) * z for z in latents])
 
 
 def likeness_gradient(x: Tensor, seen: Tensor) -> Tensor:
@@ -44,12 +51,12 @@ def edge_gradient(x: Tensor, flat: Tensor) -> Tensor:
     A Sobel filter is odd, so with zeros around the slice its transpose is its negative.
     """
     signs = torch.sign(flat * sobel(x))
-    rows, columns = (sobel(signs[:, i : i + 1])[:, i : i + 1] for i in (0, 1))
-    return -(rows + columns)
+    along_columns, along_rows = (sobel(signs[:, i : i + 1])[:, i : i + 1] for i in (0, 1))
+    return -(along_columns + along_rows)
 
 
 def flat_regions(seen: Tensor, settings: Search) -> Tensor:
-    """Where the input is foreground without edges along rows and along columns, 0 or 1, [B, 2, H, W]."""
+    """Where the input is foreground and without edges, 0 or 1, for both directions of `sobel`; [B, 2, H, W]."""
     foreground = seen > settings.foreground
     edges = sobel(seen).abs()
     flat = torch.zeros_like(edges)

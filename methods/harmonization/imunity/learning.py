@@ -154,7 +154,7 @@ class Turns:
         loss = s.reconstruction_weight * reconstruction + s.kl_weight * losses["kl"]
         loss = loss + s.adversarial_weight * losses["adversarial"]
         if "sites" in dict(players.named_children()):
-            # The mean of the code, which inference uses too: the noise of z would hide the site from the classifier only.
+            # The code without its noise, as inference has it: noise would hide the site from the classifier alone.
             losses["confusion"] = uniform_cross_entropy(players.get_submodule("sites")(code.mu))
             loss = loss + s.confusion_weight * losses["confusion"]
         self._made = Outcome(real, fake.detach(), code.mu.detach(), batch["site"])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harness.api import Context, ImageSet, State
-from harness.training import seeded
+from harness.training import seeded, train
 from methods.harmonization.style_transfer.networks import (
     Discriminator,
     Generator,
@@ -21,7 +21,6 @@ from methods.harmonization.style_transfer.networks import (
 )
 from methods.harmonization.style_transfer.settings import Hyperparameters
 from methods.harmonization.style_transfer.stacks import Pool
-from methods.harmonization.style_transfer.turns import train_by_turns
 
 Batch = dict[str, Tensor]
 Losses = dict[str, Tensor]
@@ -40,7 +39,7 @@ def learn(settings: Hyperparameters, sets: Sequence[ImageSet], ctx: Context) -> 
         return {**slices, "latent": torch.from_numpy(latents[0]), "latent_2": torch.from_numpy(latents[1])}
 
     turns = Turns(settings)
-    result = train_by_turns(
+    result = train(
         players,
         settings.training,
         batches,
