@@ -1,7 +1,7 @@
 """`harness sweep`: the trials of a sweep file, then one results folder with all of them.
 
-First the trials run on Ray Tune. Then what is missing of the kept rows is computed, and the whole is collected like
-any benchmark: records, leaderboard, report and MLflow know nothing of trials but their rows.
+First the trials and the kept rows run on Ray Tune. Then the whole is collected like any benchmark: records,
+leaderboard, report and MLflow know nothing of trials but their rows.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from harness.engine.store import Store, open_store
 from harness.home import Home
 from harness.problems import UserError
 from harness.sweepfile import Sweep, load
-from harness.sweeptrials import Journal, Outcome, objectives, run_trials
+from harness.sweeptrials import KEPT, Journal, Outcome, kept_rows, objectives, run_trials
 
 if TYPE_CHECKING:
     from harness.results.runinfo import SweepInfo
@@ -129,7 +129,9 @@ def run(
             say(f"{name}: {len(waiting)} of {len(sweep.trials)} trials to run")
             session.enter_context(cluster(workers, address))
             session.enter_context(running.ended_like_ctrl_c())
-            outcome = run_trials(sweep, waiting, store, journal, scratch, say)
+            kept = kept_rows(benchmark, [trial.name for trial in sweep.trials])
+            first = [KEPT] if to_do(kept, *survey(kept, store)) else []
+            outcome = run_trials(sweep, first + waiting, store, journal, scratch, say)
         if outcome.interrupted:
             summary = Summary(interrupted=True)
             stopped: dict[str, Failure] = {}

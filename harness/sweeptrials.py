@@ -23,7 +23,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal
 
-from harness.engine.executor import Execution, Failure
+from harness.engine.executor import Execution, Failure, Summary
 from harness.engine.plan import Cell, Plan
 from harness.engine.store import Store, open_store
 from harness.spec import TRACKS
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from ray.tune.schedulers import ASHAScheduler
 
 End = Literal["finished", "stopped"]
+KEPT = ""
+"""In place of a trial's name: the kept rows, which run beside the trials."""
 MOST_TRIALS = 8
 """Trials at a time unless the file says otherwise: each is a process, and early stopping learns from those before."""
 
@@ -54,11 +56,15 @@ def objectives(
 # ------------------------------------------------------------------------------------------- one trial
 
 
-def _trial(config: Mapping[str, Any], benchmark: Benchmark, store_url: str, metric: str) -> None:
+def _trial(config: Mapping[str, Any], benchmark: Benchmark, store_url: str, metric: str, names: list[str]) -> None:
     """What runs as a trial: its rungs in turn. After each it reports, and may be stopped."""
     from ray import tune
 
     name, store = config["trial"], open_store(store_url, create=False)
+    if name == KEPT:
+        summary = Execution(kept_rows(benchmark, names), store, benchmark.spec.resources).run()
+        tune.report(_report(summary))  # without an objective: no scheduler looks at it
+        return
     failures: dict[str, Failure] = {}
     done: list[Cell] = []
     for number, rung in enumerate(rungs(benchmark, name), 1):
@@ -67,14 +73,18 @@ def _trial(config: Mapping[str, Any], benchmark: Benchmark, store_url: str, metr
         failures |= summary.failures
         done += rung
         value = objectives(benchmark, store, failures, done, metric).get(name)
-        tune.report(
-            {
-                "rung": number,
-                "objective": math.nan if value is None else value,
-                "executed": summary.executed_titles,
-                "failures": {key: asdict(failure) for key, failure in summary.failures.items()},
-            }
-        )
+        tune.report({"rung": number, "objective": math.nan if value is None else value, **_report(summary)})
+
+
+def _report(summary: Summary) -> dict[str, Any]:
+    failures = {key: asdict(failure) for key, failure in summary.failures.items()}
+    return {"executed": summary.executed_titles, "failures": failures}
+
+
+def kept_rows(benchmark: Benchmark, trials: Iterable[str]) -> Plan:
+    """The plan of the rows that are no trials."""
+    left_out = set(trials)
+    return Plan.of(benchmark.spec.benchmark, [cell for cell in benchmark.plan.cells if cell.method not in left_out])
 
 
 # ------------------------------------------------------------------------------------------- all trials
@@ -129,16 +139,17 @@ class Journal:
 def run_trials(
     sweep: Sweep, names: list[str], store: Store, journal: Journal, folder: Path, say: Callable[[str], None]
 ) -> Outcome:
-    """Run the named trials in the Ray session that is there. Returns early when interrupted."""
+    """Run the named trials, and `KEPT`, in the Ray session that is there. Returns early when interrupted."""
     outcome = Outcome()
-    total = len(sweep.rungs(names[0]))
+    every = [trial.name for trial in sweep.trials]
+    total = len(sweep.rungs(every[0]))
     with _quiet():
         from ray import tune
         from ray.tune.search.basic_variant import BasicVariantGenerator
 
         metric = sweep.spec.objective.metric
         asha = sweep.spec.scheduler.asha if sweep.spec.scheduler else None
-        work = tune.with_parameters(_trial, benchmark=sweep.benchmark, store_url=store.url, metric=metric)
+        work = tune.with_parameters(_trial, benchmark=sweep.benchmark, store_url=store.url, metric=metric, names=every)
         # A bundle must ask for something; a megabyte of memory is to be had where every CPU is taken.
         nothing = tune.PlacementGroupFactory([{"CPU": 0, "memory": 2**20}])
         shutil.rmtree(folder / "tune", ignore_errors=True)
@@ -204,27 +215,30 @@ def _watch(outcome: Outcome, journal: Journal, total: int, metric: str, say: Cal
 
     class Watch(Callback):
         def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:
-            name, rung = trial.config["trial"], result["rung"]
-            journal.report(name, rung, result["objective"])
+            name = trial.config["trial"]
             outcome.executed += result["executed"]
             outcome.failures |= {key: Failure(**each) for key, each in result["failures"].items()}
-            if rung == total:
-                journal.end(name, "finished")
-            say(f"{name}: {rung}/{total}, {metric}{result['objective']:.4g}")
+            if name == KEPT:
+                say("kept rows: done")
+            else:
+                journal.report(name, result["rung"], result["objective"])
+                if result["rung"] == total:
+                    journal.end(name, "finished")
+                say(f"{name}: {result['rung']}/{total}, {metric}{result['objective']:.4g}")
             for each in result["failures"].values():
                 if each["status"] == "failed":
                     say(f"! failed: {each['title']}: {each['error']}")
 
         def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
             name = trial.config["trial"]
-            if name not in journal.ended:
+            if name != KEPT and name not in journal.ended:
                 journal.end(name, "stopped")
                 say(f"{name}: stopped early")
 
         def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
             lines = [line for line in str(trial.get_error() or "no reason given").splitlines() if line.strip()]
             outcome.crashed[trial.config["trial"]] = lines[-1].strip()
-            say(f"! {trial.config['trial']}: {lines[-1].strip()}")
+            say(f"! {trial.config['trial'] or 'kept rows'}: {lines[-1].strip()}")
 
     return Watch()
 
