@@ -63,7 +63,7 @@ def _trial(config: Mapping[str, Any], benchmark: Benchmark, store_url: str, metr
     name, store = config["trial"], open_store(store_url, create=False)
     if name == KEPT:
         summary = Execution(kept_rows(benchmark, names), store, benchmark.spec.resources).run()
-        tune.report(_report(summary))  # without an objective: no scheduler looks at it
+        tune.report({"rung": 0, "objective": math.nan, **_report(summary)})  # before any rung: never compared
         return
     failures: dict[str, Failure] = {}
     done: list[Cell] = []

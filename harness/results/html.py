@@ -96,6 +96,7 @@ def render(board: Leaderboard, shown: list[Shown], records: int) -> str:
         mark=terminal.trait_mark,
         rank=terminal.rank_text,
         failed=terminal.failed_text,
+        position=terminal.position_text,
         dataset=info.dataset.model_dump(exclude={"id", "name", "simulated"}),
         records=records,
     )

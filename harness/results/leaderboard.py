@@ -71,9 +71,12 @@ class Score:
 
 @dataclass(frozen=True)
 class Row:
-    """One method. `cells` and `failed_cells` count (seed, source, target) of all metrics, diagonal included."""
+    """One method. `cells` and `failed_cells` count (seed, source, target) of all metrics, diagonal included.
 
-    position: int
+    oracle: tuned by the target's labels; such rows come last, have no position, and enter no rank, test or best.
+    """
+
+    position: int | None
     method: str
     id: str
     family: str
@@ -84,6 +87,7 @@ class Row:
     available_rank: float | None
     cells: int
     failed_cells: int
+    oracle: bool = False
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,7 @@ class Leaderboard:
 
     def best(self, metric: str) -> frozenset[str]:
         """Names of the rows with the best mean among the complete ones."""
-        return _best({row.method: row.scores[metric] for row in self.rows}, metric)
+        return _best({row.method: row.scores[metric] for row in self.rows if not row.oracle}, metric)
 
     def as_json(self) -> dict[str, Any]:
         """Everything as plain JSON values."""
@@ -147,15 +151,17 @@ def build_from(info: RunInfo, table: pl.DataFrame) -> Leaderboard:
     metrics = tuple(dict.fromkeys((*info.metrics, *table["metric"].unique().sort())))
     info = info.model_copy(update={"metrics": metrics})
     scores = _scores(table, names, metrics)
-    best = {m: min(_best({n: scores[n][m] for n in names}, m), key=names.index, default=None) for m in metrics}
-    ranks = rank_test(table, names)
-    ordered = sorted(names, key=lambda name: _place(scores[name][info.headline], info.headline))
+    oracles = {method.name for method in info.methods if method.oracle}
+    fair = [name for name in names if name not in oracles]
+    best = {m: min(_best({n: scores[n][m] for n in fair}, m), key=names.index, default=None) for m in metrics}
+    ranks = rank_test(table.filter(~pl.col("method").is_in(oracles)), fair)
+    ordered = sorted(names, key=lambda name: (name in oracles, *_place(scores[name][info.headline], info.headline)))
     fates = aggregate.cell_fates(table)
     rows = tuple(
-        _row(i, name, info, list(fates.get(name, {}).values()), scores[name], ranks)
+        _row(None if name in oracles else i, name, info, list(fates.get(name, {}).values()), scores[name], ranks)
         for i, name in enumerate(ordered, 1)
     )
-    comparisons = compare(table, ordered, metrics, best, info.baseline)
+    comparisons = compare(table, [n for n in ordered if n in fair], metrics, best, info.baseline)
     failures = aggregate.failures(table)
     return Leaderboard(info, rows, ranks, comparisons, failures, _notes(info, rows, ranks, failures))
 
@@ -202,7 +208,7 @@ def _place(score: Score, metric: str) -> tuple[int, float]:
 
 
 def _row(
-    position: int, name: str, info: RunInfo, fates: list[bool], scores: dict[str, Score], ranks: RankTest | None
+    position: int | None, name: str, info: RunInfo, fates: list[bool], scores: dict[str, Score], ranks: RankTest | None
 ) -> Row:
     known = next((m for m in info.methods if m.name == name), None)
     return Row(
@@ -211,12 +217,14 @@ def _row(
         id=known.id if known else name,
         family=known.family if known else "",
         reference=known.reference if known else "",
-        traits=dict(known.traits) if known else {},
+        # What changes nothing claims nothing.
+        traits=dict(known.traits) if known and name != info.baseline else {},
         scores=scores,
         mean_rank=ranks.mean_ranks.get(name) if ranks else None,
         available_rank=ranks.available_ranks.get(name) if ranks else None,
         cells=len(fates),
         failed_cells=sum(fates),
+        oracle=position is None,
     )
 
 
@@ -227,6 +235,8 @@ def _notes(
         "mean ± SD over source→target pairs, in-domain cells left out; population SD"
         + ("; seeds are averaged within a pair first" if len(info.seeds) > 1 else "")
     ]
+    if oracles := [row.method for row in rows if row.oracle]:
+        notes.append(f"oracle, chosen by the labels it is scored on: an upper bound, not ranked: {', '.join(oracles)}")
     incomplete = sorted({row.method for row in rows for s in row.scores.values() if s.applicable and not s.complete})
     if incomplete:
         notes.append(

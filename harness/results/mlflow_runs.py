@@ -266,7 +266,9 @@ def _curves(table: pl.DataFrame) -> Iterator[tuple[str, int, float]]:
 
 
 def _leaderboard_row(board: Leaderboard, row: Row) -> Wanted:
-    metrics = {"position": float(row.position), "cells": float(row.cells), "failed_cells": float(row.failed_cells)}
+    metrics = {"cells": float(row.cells), "failed_cells": float(row.failed_cells)}
+    if row.position is not None:
+        metrics["position"] = float(row.position)
     if row.mean_rank is not None:
         metrics["mean_rank"] = row.mean_rank
     for metric, score in row.scores.items():

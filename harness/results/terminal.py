@@ -56,7 +56,7 @@ def to_markdown(board: Leaderboard) -> str:
         texts = [row.scores[m].text for m in board.metrics]
         bold = [f"**{t}**" if row.method in best[m] else t for t, m in zip(texts, board.metrics, strict=True)]
         traits = [trait_mark(row, trait) for trait in board.traits]
-        lines.append(_line([str(row.position), _plain(row.method), *traits, *bold, rank_text(row), failed_text(row)]))
+        lines.append(_line([position_text(row), _plain(row.method), *traits, *bold, rank_text(row), failed_text(row)]))
     lines += ["", *(f"- {_plain(note)}" for note in _footnotes(board, ()))]
     if board.failures:
         lines += ["", "Without result:", "", *(f"- {_plain(line)}" for line in _failure_lines(board))]
@@ -66,15 +66,20 @@ def to_markdown(board: Leaderboard) -> str:
 # ------------------------------------------------------------------------------------------- shared with HTML
 
 
+def position_text(row: Row) -> str:
+    """The row's place, "" for an oracle."""
+    return "" if row.position is None else str(row.position)
+
+
 def trait_label(trait: str) -> str:
     """Initials of a trait's name, e.g. "SF"."""
     return "".join(word[0].upper() for word in trait.split("_"))
 
 
 def trait_mark(row: Row, trait: str, *, plain: bool = False) -> str:
-    """Whether a row has a trait; "" where its family declares none."""
+    """Whether a row has a trait; "–" where it claims none."""
     if trait not in row.traits:
-        return ""
+        return "-" if plain else "–"
     return ("yn" if plain else "✓✗")[0 if row.traits[trait] else 1]
 
 
@@ -136,7 +141,7 @@ def _table(board: Leaderboard, metrics: tuple[str, ...], *, plain: bool) -> Tabl
             Text(row.scores[m].text, "bold green" if row.method in best[m] else _score_style(row, m)) for m in metrics
         ]
         failed = Text(failed_text(row), style="red" if row.failed_cells else "dim")
-        table.add_row(str(row.position), escape(row.method), *marks, *scores, rank_text(row), failed)
+        table.add_row(position_text(row), escape(row.method), *marks, *scores, rank_text(row), failed)
     return table
 
 

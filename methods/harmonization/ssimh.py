@@ -30,14 +30,14 @@ class Ssimh(Harmonizer):
     id = "ssimh"
     reference = "Guan et al., Fast Image-Level MRI Harmonization via Spectrum Analysis, MLMI 2022"
     notes = (
-        "The paper's method section was not available. The default swaps amplitudes as Fourier Domain Adaptation does "
-        "(Yang and Soatto, CVPR 2020); the first author's toolbox, DomainATM, swaps cosine coefficients instead: "
-        'spectrum "cosine". Beta, and which source slice is the reference, are ours.'
+        "The paper's method section was not available. The default swaps cosine coefficients, as the first author's "
+        'toolbox, DomainATM, does; spectrum "fourier" swaps amplitudes instead, as Fourier Domain Adaptation does '
+        "(Yang and Soatto, CVPR 2020). Beta, and which source slice is the reference, are ours."
     )
     source_free, task_agnostic, unknown_domains = False, True, True
 
     spectrum: Literal["fourier", "cosine"] = hyper(
-        "fourier",
+        "cosine",
         "what is swapped: amplitudes of the Fourier transform, or coefficients of the cosine transform",
         origin="Yang and Soatto 2020 (fourier); DomainATM, SSIMH.m (cosine)",
     )

@@ -55,9 +55,13 @@ def write(folder: Path, **sweep: Any) -> None:
     (folder / "search.yaml").write_text(yaml.safe_dump(document, sort_keys=False))
 
 
-def run(folder: Path, *arguments: str, **options: Any) -> dict[str, Any]:
-    command = ("sweep", "search.yaml", "-j", "2", *arguments)
-    answer: dict[str, Any] = tiny.run_json(*command, cwd=folder, **options)["sweeps"][0]
+def run(folder: Path, *arguments: str, code: int = 0, **environment: str) -> dict[str, Any]:
+    """The sweep's answer; fails with its stderr unless it exits with `code` and has one."""
+    done = tiny.harness("sweep", "search.yaml", "-j", "2", *arguments, "--json", cwd=folder, **environment)
+    assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    answers = json.loads(done.stdout)["sweeps"]
+    assert len(answers) == 1, done.stderr
+    answer: dict[str, Any] = answers[0]
     return answer
 
 

@@ -28,7 +28,8 @@ class ImUnity(Hyperparameters, Harmonizer):
     reference = REFERENCE
     notes = UNAVAILABLE + (
         "Trained on one site, so site confusion has nothing to confuse and is off; see imunity_multi_site. That "
-        "content, style and result share a random power is ours: without it, the style slice is ignored."
+        "content, style and result can share a random power (`pair_gamma`) is ours and off: off, a network that has "
+        "seen one site ignores the style slice; on, it must learn to read it, which takes long trainings."
     )
     source_free, task_agnostic, unknown_domains = False, True, True
     late_fields = ("references",)
