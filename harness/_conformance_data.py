@@ -58,7 +58,7 @@ class Material:
     @property
     def age_data(self) -> TaskData:
         """The same images without ages, and the ages apart."""
-        parts = [(replace(i, scans=_ageless(i.scans)), _ages(i.scans)) for i in (self.source, self.validation)]
+        parts = [(ageless(images), _ages(images.scans)) for images in (self.source, self.validation)]
         return TaskData(*parts[0], *parts[1])
 
 
@@ -72,11 +72,12 @@ def make_material() -> Material:
 
 
 def _ages(scans: tuple[Scan, ...]) -> AgeSet:
-    return AgeSet(np.array([scan.age for scan in scans], np.float64), _ageless(scans))
+    return AgeSet(np.array([scan.age for scan in scans], np.float64), scans)
 
 
-def _ageless(scans: tuple[Scan, ...]) -> tuple[Scan, ...]:
-    return tuple(replace(scan, age=None) for scan in scans)
+def ageless(images: ImageSet) -> ImageSet:
+    """The images as a task that predicts age is handed them."""
+    return replace(images, scans=tuple(replace(scan, age=None) for scan in images.scans))
 
 
 def _split(site: str, split: str, n: int, levels: tuple[int, ...], seed: int) -> tuple[ImageSet, LabelSet]:

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from harness._conformance_data import Material, make_material, make_task
+from harness._conformance_data import Material, ageless, make_material, make_task
 from harness.api import (
     AccessDenied,
     Adaptive,
@@ -296,7 +296,7 @@ class _Trial:
         method, ctx = self.cls.example(), self._context(f"{name}-use")
         images = material.test if images is None else images
         if isinstance(method, TaskModel):
-            return method.predict(state, images, ctx)
+            return method.predict(state, ageless(images) if self._predicts_age else images, ctx)
         assert isinstance(method, Adaptive)
         task = self._task if method.uses_task() else None
         data = grant_apply(method, {"target": images, "source": material.source, "task": task})
