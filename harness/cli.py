@@ -39,8 +39,14 @@ StoreOption = Annotated[str | None, typer.Option("--store", help="Artifact store
 Tracking = Annotated[
     str | None, typer.Option("--tracking", help='MLflow URI, or "none". [MLFLOW_TRACKING_URI or HOME/mlflow.db]')
 ]
-Results = Annotated[
-    str | None, typer.Argument(help="Benchmark name, its YAML file, or a results folder; default: the last run.")
+Several = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="Benchmark names, their YAML files, or results folders; default: the last run.", metavar="NAME"
+    ),
+]
+Against = Annotated[
+    str | None, typer.Option(help='Published numbers to show beside ours: "paper", or a CSV.', metavar="TABLE")
 ]
 
 
@@ -179,41 +185,71 @@ def explain(
 
 @app.command()
 def leaderboard(
-    results: Results = None,
+    results: Several = None,
     home: HomeOption = None,
     csv: Annotated[Path | None, typer.Option(help="Also write the table as CSV.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Also write the table as Markdown.")] = None,
+    against: Against = None,
     as_json: Json = False,
 ) -> None:
-    """Print the leaderboard of a finished run."""
+    """Print the leaderboard of a finished run; of several benchmarks, one ranking over all their settings."""
     with _answering(as_json) as answer:
         from harness.results import leaderboard as boards
-        from harness.results import terminal
+        from harness.results import published, terminal
 
-        folder = _home(home).find_results(results)
-        board = boards.build(folder)
+        place = _home(home)
+        if results and len(results) > 1:
+            from harness.results import combined
+
+            if csv or markdown or against:
+                raise UserError("--csv, --markdown and --against take one benchmark; name one")
+            ranking = combined.build([place.find_results(name) for name in results])
+            answer.update(ranking.as_json())
+            if not as_json:
+                terminal.show_combined(ranking, _console())
+            return
+        board = boards.build(place.find_results(results[0] if results else None))
         answer.update(board.as_json())
+        beside = published.beside(board, published.read(published.table_path(against))) if against else ()
+        if beside:
+            answer["published"] = [{**vars(item), "texts": list(item.texts)} for item in beside]
         if csv:
             csv.write_text(terminal.to_csv(board))
         if markdown:
             markdown.write_text(terminal.to_markdown(board))
         if not as_json:
             terminal.show(board, _console())
+            if beside:
+                terminal.show_beside(beside, published.caution(board), _console())
 
 
 @app.command()
 def report(
-    results: Results = None,
+    results: Several = None,
     home: HomeOption = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Where to write it; default: in the results.")] = None,
+    against: Against = None,
     as_json: Json = False,
 ) -> None:
-    """Write the HTML report of a finished run again, from its records."""
+    """Write the HTML report of a finished run again; of several benchmarks, one ranking over all their settings."""
     with _answering(as_json) as answer:
-        from harness.results.html import write_report
+        from harness.results import published
+        from harness.results.html import write_combined, write_report
 
-        folder = _home(home).find_results(results)
-        path = write_report(folder, out or folder / "report.html")
+        place = _home(home)
+        if results and len(results) > 1:
+            from harness.results import combined
+
+            if against:
+                raise UserError("--against takes one benchmark; name one")
+            ranking = combined.build([place.find_results(name) for name in results])
+            path = out or place.results("combined") / "report.html"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_combined(ranking, path)
+        else:
+            folder = place.find_results(results[0] if results else None)
+            table = published.read(published.table_path(against)) if against else ()
+            path = write_report(folder, out or folder / "report.html", table)
         answer.update({"report": str(path)})
         if not as_json:
             _console().print(f"report   {_short(path)}", highlight=False, soft_wrap=True)

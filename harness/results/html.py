@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -17,18 +17,32 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from harness.engine.store import write_atomically
 from harness.metrics.catalogue import METRICS
-from harness.results import aggregate, exhibits, figures, leaderboard, pictures, records, runinfo, terminal
+from harness.results import (
+    aggregate,
+    effects,
+    exhibits,
+    figures,
+    leaderboard,
+    pictures,
+    published,
+    records,
+    runinfo,
+    terminal,
+)
+from harness.results.combined import Combined
 from harness.results.exhibits import Panel
 from harness.results.leaderboard import Leaderboard
+from harness.results.published import Beside, Published
 from harness.results.significance import p_text
 
-TEMPLATE = Path(__file__).with_name("report.html.j2")
-MOST_PANELS = 6
+TEMPLATES = Path(__file__).parent
+MOST_PANELS = 4
+MOST_SAMPLES = 16
 MOST_CURVES = 24
 
 
@@ -59,16 +73,27 @@ class Shown:
         return f"data:image/{kind};base64,{base64.b64encode(self.data).decode()}"
 
 
-def write_report(folder: Path, path: Path) -> Path:
+def write_report(folder: Path, path: Path, against: Sequence[Published] = ()) -> Path:
     """Write the report of a results folder, and its figures as files to `folder/figures`; returns `path`.
 
-    Raises UserError where the folder is damaged.
+    against: published numbers to show beside. Raises UserError where the folder is damaged.
     """
     info, table = runinfo.read(folder), records.read(folder)
     board = leaderboard.build_from(info, table)
     shown = list(all_figures(folder, board, table))
     _write_figures(folder / "figures", shown)
-    write_atomically(path, render(board, shown, len(table)))
+    write_atomically(path, render(board, shown, len(table), published.beside(board, against) if against else ()))
+    return path
+
+
+def write_combined(combined: Combined, path: Path) -> Path:
+    """Write the page of a ranking over several benchmarks; returns `path`."""
+    shown = []
+    if combined.ranks and len(combined.ranks.mean_ranks) > 1:
+        caption = "Mean ranks over all settings, best at the left; a bar joins methods within the critical difference."
+        shown.append(Shown("critical-difference", "ranks", caption, figures.critical_difference(combined.ranks)))
+    text = _environment().get_template("combined.html.j2").render(combined=combined, shown=shown, metrics=METRICS)
+    write_atomically(path, text)
     return path
 
 
@@ -80,25 +105,41 @@ def _write_figures(place: Path, shown: list[Shown]) -> None:
         old.unlink()
 
 
-def render(board: Leaderboard, shown: list[Shown], records: int) -> str:
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES, encoding="utf-8"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"p": p_text, "when": _when, "duration": _duration, "setting": _setting}
+    return environment
+
+
+def render(board: Leaderboard, shown: list[Shown], records: int, beside: Sequence[Beside] = ()) -> str:
     """The report as HTML text; `records` is the number of records it rests on."""
     info = board.info
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"p": p_text, "when": _when, "duration": _duration, "setting": _setting}
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        board=board,
-        info=info,
-        metrics=METRICS,
-        shown=shown,
-        comparisons=_by_metric(board),
-        failures=aggregate.grouped(board.failures),
-        label=terminal.trait_label,
-        mark=terminal.trait_mark,
-        rank=terminal.rank_text,
-        failed=terminal.failed_text,
-        position=terminal.position_text,
-        dataset=info.dataset.model_dump(exclude={"id", "name", "simulated"}),
-        records=records,
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            beside=beside,
+            caution=published.caution(board),
+            board=board,
+            info=info,
+            metrics=METRICS,
+            shown=shown,
+            comparisons=_by_metric(board),
+            failures=aggregate.grouped(board.failures),
+            label=terminal.trait_label,
+            mark=terminal.trait_mark,
+            rank=terminal.rank_text,
+            failed=terminal.failed_text,
+            position=terminal.position_text,
+            dataset=info.dataset.model_dump(exclude={"id", "name", "simulated"}),
+            records=records,
+        )
     )
 
 
@@ -109,9 +150,13 @@ def all_figures(folder: Path, board: Leaderboard, table: pl.DataFrame) -> Iterat
     if board.ranks and len(board.ranks.mean_ranks) > 1:
         caption = "Mean ranks, best at the left. A bar joins methods that differ by less than the critical difference."
         yield Shown("critical-difference", "ranks", caption, figures.critical_difference(board.ranks))
+    curves = exhibits.read_curves(folder)
+    yield from _effects(board, curves, names)
     yield from _histograms(exhibits.read_histograms(folder), names)
-    yield from _panels(exhibits.read_panels(folder), names, board.info.dataset.label_names)
-    yield from _curves(exhibits.read_curves(folder))
+    panels = exhibits.read_panels(folder)
+    yield from _samples(panels, names)
+    yield from _panels(panels, names, board.info.dataset.label_names)
+    yield from _curves(curves)
 
 
 def _matrices(board: Leaderboard, table: pl.DataFrame, names: list[str]) -> Iterator[Shown]:
@@ -120,6 +165,45 @@ def _matrices(board: Leaderboard, table: pl.DataFrame, names: list[str]) -> Iter
         found = [aggregate.matrix(table, name, metric, board.info.sites) for name in having]
         caption = f"{METRICS[metric].name} of every source and target on one colour scale; brighter is better."
         yield Shown(f"matrix-{metric}", "matrices", caption, figures.matrices(found))
+
+
+def _effects(board: Leaderboard, curves: pl.DataFrame, names: list[str]) -> Iterator[Shown]:
+    info = board.info
+    if info.sweep:
+        caption = "The objective against each field, 95 % intervals over subjects."
+        yield Shown("ablation", "ablation", caption, effects.ablation(info.sweep, board))
+    for method, rows in effects.families(board):
+        caption = f"Variants of {method}, the baseline, and the in-domain level; 95 % intervals over subjects."
+        yield Shown(f"components-{method}", "components", caption, effects.components(board, rows))
+    for method, rules in _adapting(board, curves).items():
+        caption = (
+            f"{method}: bits per dimension and entropy beside the change of the task's score, over the epochs of "
+            "the adaptation. Thin lines are pairs of sites, dashes where each rule stops on average."
+        )
+        yield Shown(f"stopping-{method}", "stopping", caption, effects.stopping(curves, rules))
+    if "wasserstein" in board.metrics and info.headline != "wasserstein":
+        known = [r for r in board.rows if r.scores["wasserstein"].mean is not None]
+        if len(known) > 2 and any(r.scores[info.headline].mean is not None for r in known):
+            caption = "Means over pairs of sites, bars of one standard deviation."
+            figure = effects.distance_against_performance(board, "wasserstein", info.headline)
+            yield Shown("distance-performance", "distance", caption, figure)
+
+
+def _adapting(board: Leaderboard, curves: pl.DataFrame) -> dict[str, list[str]]:
+    """Method id → its rows whose adaptation was traced; rows of one id are taken to share it."""
+    traced = set(curves.filter(pl.col("stage") == "trace")["method"])
+    found: dict[str, list[str]] = {}
+    for row in board.rows:
+        if row.method in traced:
+            found.setdefault(row.id, []).append(row.method)
+    return found
+
+
+def _samples(panels: tuple[Panel, ...], names: list[str]) -> Iterator[Shown]:
+    having = {panel.method for panel in panels if panel.harmonised is not None and panel.input is not None}
+    for name in [n for n in names if n in having][:MOST_SAMPLES]:
+        shown = [panel for panel in panels if panel.method == name]
+        yield Shown(f"samples-{name}", "samples", f"{name}.", pictures.samples(shown), raster=True)
 
 
 def _histograms(table: pl.DataFrame, names: list[str]) -> Iterator[Shown]:

@@ -62,3 +62,32 @@ def _picture(axis: Axes, panel: Panel, name: str, colours: np.ndarray) -> None:
     if under is not None:
         axis.imshow(under, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     axis.imshow(colours[pixels], interpolation="nearest")
+
+
+@styled
+def samples(shown: Sequence[Panel]) -> Figure:
+    """One method's harmonised slices: a line for each target, its raw slice first, then a column for each source."""
+    sources = list(dict.fromkeys(panel.source for panel in shown))
+    targets = list(dict.fromkeys(panel.target for panel in shown))
+    figure = Figure(figsize=(1.25 * (len(sources) + 1) + 0.6, 1.25 * len(targets) + 0.4), layout="constrained")
+    axes = figure.subplots(len(targets), len(sources) + 1, squeeze=False)
+    found = {(panel.target, panel.source): panel for panel in shown}
+    for line, target in zip(axes, targets, strict=True):
+        raw = next(panel.input for panel in shown if panel.target == target)
+        _slice(line[0], raw)
+        line[0].set_ylabel(target if len(target) < 14 else target[:13] + "…")
+        for axis, source in zip(line[1:], sources, strict=True):
+            panel = found.get((target, source))
+            _slice(axis, panel.harmonised if panel is not None else None)
+    for axis, title in zip(axes[0], ("raw", *(f"to {source}" for source in sources)), strict=True):
+        axis.set_title(title, fontsize=8)
+    return figure
+
+
+def _slice(axis: Axes, pixels: np.ndarray | None) -> None:
+    axis.set(xticks=[], yticks=[])
+    axis.spines[:].set_visible(False)
+    if pixels is None:
+        axis.set_facecolor("#f4f4f4")
+    else:
+        axis.imshow(pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest")

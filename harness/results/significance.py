@@ -41,12 +41,13 @@ class RankTest:
     p: float | None
     critical_difference: float | None
     groups: tuple[tuple[str, ...], ...]
+    unit: str = "source, target, metric"
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What has to be said beside the ranks."""
         metrics = ", ".join(self.metrics)
-        over = f"rank: mean over {self.settings} complete settings (source, target, metric of {metrics})"
+        over = f"rank: mean over {self.settings} complete settings ({self.unit} of {metrics})"
         if self.dropped:
             over += f"; {self.dropped} settings dropped, in which some method has no value"
         if not self.settings:
@@ -118,21 +119,30 @@ def rank_test(records: pl.DataFrame, methods: Sequence[str]) -> RankTest | None:
     table = np.full((len(names), len(settings)), np.nan)
     for row in values.iter_rows(named=True):
         table[names.index(row["method"]), column[row["source"], row["target"], row["metric"]]] = row["value"]
-    lower = [METRICS[metric].lower_is_better for _, _, metric in settings]
+    left_out = tuple(name for name in methods if name not in having)
+    return ranks_of(table, names, [metric for _, _, metric in settings], left_out)
+
+
+def ranks_of(
+    table: np.ndarray, names: Sequence[str], metrics: Sequence[str], left_out: tuple[str, ...] = (), unit: str = ""
+) -> RankTest:
+    """Ranks of the methods `names` in a table [methods, settings] of values of `metrics`, nan where there is none."""
+    lower = [METRICS[metric].lower_is_better for metric in metrics]
     ranks, friedman = ranking.mean_ranks(table, lower), ranking.friedman(table, lower)
     mean = {n: float(r) for n, r in zip(names, ranks.mean_rank, strict=True) if math.isfinite(r)}
     difference = _number(ranking.nemenyi_cd(len(names), ranks.n_settings))
     return RankTest(
-        metrics=tuple(m for m in metrics if m in {metric for _, _, metric in settings}),
+        metrics=tuple(sorted(set(metrics))),
         settings=ranks.n_settings,
         dropped=ranks.n_dropped,
         mean_ranks=mean,
         available_ranks={n: float(r) for n, r in zip(names, ranks.mean_rank_available, strict=True)},
-        left_out=tuple(name for name in methods if name not in having),
+        left_out=left_out,
         statistic=_number(friedman.chi2),
         p=_number(friedman.p),
         critical_difference=difference,
         groups=_groups(mean, difference),
+        **({"unit": unit} if unit else {}),
     )
 
 

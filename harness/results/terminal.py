@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
 
 from rich import box
 from rich.console import Console
@@ -13,7 +14,9 @@ from rich.text import Text
 
 from harness.metrics.catalogue import METRICS, ranked
 from harness.results.aggregate import grouped
+from harness.results.combined import Combined
 from harness.results.leaderboard import Leaderboard, Row
+from harness.results.published import Beside
 
 WIDTH = 100
 """Columns that the terminal table may take; metrics beyond it are named below the table."""
@@ -94,6 +97,40 @@ def failed_text(row: Row) -> str:
 
 
 # ------------------------------------------------------------------------------------------- terminal
+
+
+def show_combined(combined: Combined, console: Console) -> None:
+    """Print a ranking over several benchmarks: ranks first, then settings as far as there is room."""
+    console.print(Text(f"ranking over {len(combined.settings)} settings", style="bold"))
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
+    table.add_column("method", max_width=24, overflow="fold")
+    table.add_column("rank", justify="right", no_wrap=True)
+    table.add_column("present", justify="right", no_wrap=True)
+    for setting in combined.settings:
+        table.add_column(setting.heading, justify="right", min_width=8, overflow="fold")
+    mean = combined.ranks.mean_ranks if combined.ranks else {}
+    for name in combined.order:
+        cells = [
+            Text(METRICS[s.metric].text(v), "bold green" if name in combined.best(i) else "")
+            for i, (s, v) in enumerate(zip(combined.settings, combined.values[name], strict=True))
+        ]
+        ranks = [f"{where[name]:.2f}" if name in where else "–" for where in (mean, combined.available)]
+        table.add_row(escape(name), *ranks, *cells)
+    console.print(table)
+    for line in combined.notes:
+        console.print(Text(line, style="dim"), width=min(WIDTH, console.width))
+
+
+def show_beside(shown: Sequence[Beside], caution: str, console: Console) -> None:
+    """Print published numbers beside ours."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
+    for name in ("method", "metric", "ours", "published", "difference"):
+        table.add_column(name, justify="left" if name in ("method", "metric") else "right", no_wrap=True)
+    for item in shown:
+        table.add_row(escape(item.method), METRICS[item.metric].heading, *item.texts)
+    console.print(table)
+    if caution:
+        console.print(Text(caution, style="yellow"))
 
 
 def _title(board: Leaderboard) -> Text:

@@ -17,7 +17,7 @@ from harness.engine.plan import Plan
 from harness.problems import Problem, UserError, did_you_mean
 from harness.yamlfile import Document, Where, check
 
-RESERVED = {"store", "cache", "mlruns", "mlartifacts"}
+RESERVED = {"store", "cache", "mlruns", "mlartifacts", "combined", "sweeps"}
 """Names in the results folder that no benchmark may take."""
 
 

@@ -159,7 +159,14 @@ def test_bad_trials_are_stopped_and_a_failing_one_fails_alone(tmp_path: Path, pl
     assert artifacts(tmp_path) == before, "what was stopped stays stopped"
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGKILL,
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+    ],
+)
 def test_a_sweep_goes_on_where_it_ended(tmp_path: Path, plugin: str, number: signal.Signals) -> None:
     """The driver ends in the middle, with trials waiting for a slot; the same command does the rest."""
     tiny.write(tmp_path, methods={"none": None}, metrics=["wasserstein"])

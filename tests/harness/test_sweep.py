@@ -213,6 +213,7 @@ def test_the_journal_survives_a_torn_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("ray_session")  # which settles Ray's environment before anything imports it
 def test_the_scheduler_remembers_earlier_sessions(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     for name, value in (("a", 0.9), ("b", 0.8)):

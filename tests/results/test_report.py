@@ -96,6 +96,8 @@ def test_figures_lie_beside_the_report(folder: Path, page: Outline) -> None:
         "histograms-A.svg",
         "panels-A-B.png",
         "curves.svg",
+        "distance-performance.svg",
+        "samples-good.png",
     }
     assert page.tags.count("img") == len(names)
 
