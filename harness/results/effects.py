@@ -52,7 +52,7 @@ def components(board: Leaderboard, rows: Sequence[Row]) -> Figure:
     if ceiling is not None:
         axis.axhline(ceiling * info.scale, color="#222222", lw=1, ls=(0, (4, 3)))
         axis.annotate(
-            f"in-domain {info.text(ceiling)}", (1, ceiling * info.scale), (-2, 3), ha="right", fontsize=8,
+            f"in-domain {info.text(ceiling)}", (0, ceiling * info.scale), (4, 3), ha="left", fontsize=8,
             xycoords=("axes fraction", "data"), textcoords="offset points",
         )  # fmt: skip
         axis.set_ylim(top=max(axis.get_ylim()[1], ceiling * info.scale * 1.08))
