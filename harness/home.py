@@ -2,6 +2,7 @@
 
 HOME/store/             artifacts              (--store, HARNESS_STORE)
 HOME/BENCHMARK/         records, report, exhibits of one benchmark
+HOME/sweeps/            what the trials of a sweep reported
 HOME/mlflow.db          MLflow's embedded store (--tracking, MLFLOW_TRACKING_URI)
 HOME/cache/             fingerprints, painted templates
 HOME/last.json          what was run last

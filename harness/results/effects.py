@@ -45,7 +45,7 @@ def components(board: Leaderboard, rows: Sequence[Row]) -> Figure:
         top = mean
         if score.low is not None and score.high is not None:
             low, high = sorted((score.low * info.scale, score.high * info.scale))
-            axis.errorbar(place, mean, [[mean - low], [high - mean]], color="#222222", lw=1, capsize=3)
+            axis.errorbar(place, mean, _reach(mean, low, high), color="#222222", lw=1, capsize=3)
             top = high
         axis.annotate(info.text(score.mean), (place, top), (0, 3), textcoords="offset points", ha="center", fontsize=8)
     ceiling = next((row.scores[metric].in_domain for row in baseline if row.scores[metric].in_domain is not None), None)
@@ -172,7 +172,7 @@ def ablation(sweep: SweepInfo, board: Leaderboard) -> Figure:
             whole = trial.state == "finished"
             if score is not None and score.low is not None and score.high is not None and whole:
                 low, high = sorted((score.low * info.scale, score.high * info.scale))
-                axis.errorbar(at, mean, [[mean - low], [high - mean]], color=COLOURS[0], lw=1, capsize=3)
+                axis.errorbar(at, mean, _reach(mean, low, high), color=COLOURS[0], lw=1, capsize=3)
             axis.plot(at, mean, "o", ms=6, color=COLOURS[0], mfc=COLOURS[0] if whole else "white")
         _name_axis(axis, sweep.space[field], positions, field)
     axes[0].set_ylabel(f"{info.heading}  ({info.arrow} better)")
@@ -194,6 +194,11 @@ def _name_axis(axis: Axes, domain: SweepDomain, positions: Mapping[str, float], 
     elif domain.type != "uniform":
         axis.set_xticks(list(positions.values()), [text.strip("'") for text in positions], fontsize=8)
         axis.set_xlim(-0.5, len(positions) - 0.5)
+
+
+def _reach(mean: float, low: float, high: float) -> list[list[float]]:
+    """Lengths of an error bar; a bootstrap interval need not contain the mean."""
+    return [[max(0.0, mean - low)], [max(0.0, high - mean)]]
 
 
 def _wrapped(name: str) -> str:
