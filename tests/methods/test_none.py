@@ -18,4 +18,4 @@ def test_images_are_unchanged_and_a_copy(tmp_path: Path) -> None:
     assert out.dtype == np.float32
     np.testing.assert_array_equal(out, images.pixels / np.float32(255))
     assert not np.shares_memory(out, images.pixels)
-    assert not NoHarmonization.has_fit()
+    assert not NoHarmonization().has_fit()

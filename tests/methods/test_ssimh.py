@@ -134,7 +134,8 @@ def scans_of(*levels: float, slices: int = 4, size: int = 16) -> ImageSet:
 def means_in_full(method: Ssimh, source: ImageSet, target: ImageSet, ctx: Context) -> np.ndarray:
     """Mean of the whole slice before the result is clipped and masked, [N]."""
     references = method._references(source, {scan.stop - scan.start for scan in target.scans})
-    found = [swap_amplitudes(image, references[len(image)]).real for _, image, _ in target.volumes()]
+    swap = swap_amplitudes if method.spectrum == "fourier" else swap_coefficients
+    found = [swap(image, references[len(image)]).real for _, image, _ in target.volumes()]
     return np.concatenate(found).mean(axis=(1, 2))
 
 
