@@ -16,6 +16,7 @@ from harness.results.leaderboard import Leaderboard, Row
 from harness.results.runinfo import SweepDomain, SweepInfo
 
 BEFORE = "#9a9a9a"
+MARKERS = "osD^v*"
 
 
 def families(board: Leaderboard) -> list[tuple[str, list[Row]]]:
@@ -68,8 +69,8 @@ def stopping(curves: pl.DataFrame, rules: Sequence[str]) -> Figure:
 
     curves: rows of `exhibits.CURVES` of the variants `rules`, which share one adaptation. Left: bits per dimension
     above the source's level; right: entropy of the task model's predictions; each beside the change of the task's
-    score since step 0. Thin lines are source–target pairs and seeds, bold ones their mean; dashes mark the mean
-    step that a rule chose.
+    score since step 0. Thin lines are source–target pairs and seeds, bold ones their mean; a mark for each rule stands
+    on each pair's line at the step that it chose.
     """
     one = curves.filter(pl.col("method") == rules[0])
     score = next((name for name in ("dsc", "mae") if name in set(one["name"])), "dsc")
@@ -92,7 +93,7 @@ def stopping(curves: pl.DataFrame, rules: Sequence[str]) -> Figure:
         _bundle(beside, gain, COLOURS[1])
         beside.set_ylabel(f"change of {METRICS[score].heading}", color=COLOURS[1])
         beside.spines["right"].set_visible(True)
-        _mark_choices(axis, curves, rules)
+        _mark_choices(axis, lines, curves, rules)
     axes[0].axhline(0, color="#222222", lw=0.8, ls=":")
     return figure
 
@@ -114,17 +115,22 @@ def _bundle(axis: Axes, lines: Mapping[Any, Sequence[tuple[int, float]]], colour
     axis.plot(steps, means, color=colour, lw=2)
 
 
-def _mark_choices(axis: Axes, curves: pl.DataFrame, rules: Sequence[str]) -> None:
+def _mark_choices(
+    axis: Axes, lines: Mapping[Any, Sequence[tuple[int, float]]], curves: pl.DataFrame, rules: Sequence[str]
+) -> None:
     chosen = curves.filter((pl.col("name") == "chosen_step") & (pl.col("stage") == "apply"))
     for number, rule in enumerate(rules):
-        values = chosen.filter(pl.col("method") == rule)["value"]
-        if len(values):
-            mean = float(np.mean(values.to_numpy()))
-            axis.axvline(mean, color="#555555", lw=0.9, ls="--")
-            axis.annotate(
-                rule, (mean, 0.98 - 0.08 * (number % 6)), (3, 0), fontsize=7, va="top", color="#333333",
-                xycoords=("data", "axes fraction"), textcoords="offset points",
-            )  # fmt: skip
+        points = []
+        for row in chosen.filter(pl.col("method") == rule).iter_rows(named=True):
+            line = dict(lines.get((row["source"], row["target"], row["seed"]), ()))
+            if round(row["value"]) in line:
+                points.append((round(row["value"]), line[round(row["value"])]))
+        if points:
+            marker = MARKERS[number % len(MARKERS)]
+            look: dict[str, Any] = {"ls": "", "ms": 6, "mfc": "none", "mec": "#222222", "zorder": 5}
+            axis.plot(*zip(*points, strict=True), marker=marker, label=rule, **look)
+    if axis.get_legend_handles_labels()[1]:
+        axis.legend(fontsize=7, loc="best")
 
 
 @styled

@@ -178,7 +178,7 @@ def _effects(board: Leaderboard, curves: pl.DataFrame, names: list[str]) -> Iter
     for method, rules in _adapting(board, curves).items():
         caption = (
             f"{method}: bits per dimension and entropy beside the change of the task's score, over the epochs of "
-            "the adaptation. Thin lines are pairs of sites, dashes where each rule stops on average."
+            "the adaptation. Thin lines are pairs of sites; marks show where each rule stops."
         )
         yield Shown(f"stopping-{method}", "stopping", caption, effects.stopping(curves, rules))
     if "wasserstein" in board.metrics and info.headline != "wasserstein":

@@ -93,7 +93,8 @@ def test_stopping() -> None:
     left, right = figure.axes[0], figure.axes[1]
     bold = [line for line in left.lines if line.get_linewidth() == 2]
     np.testing.assert_allclose(bold[0].get_ydata(), [0.8, 0.3, -0.2])
-    assert {text.get_text() for text in left.texts} == {"good", "worse"}
+    marks = {line.get_label(): line.get_xdata() for line in left.lines if line.get_linestyle() == "None"}
+    assert {rule: list(steps) for rule, steps in marks.items()} == {"good": [2, 2], "worse": [1, 1]}
     assert right.get_ylabel() == "entropy, nats"
     gain = [line for axis in figure.axes[2:] for line in axis.lines if line.get_linewidth() == 2]
     np.testing.assert_allclose(gain[0].get_ydata(), [0, 2, 1], atol=1e-9)
