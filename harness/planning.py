@@ -107,7 +107,7 @@ def show(view: Overview, console: Console, *, stages: bool) -> None:
     console.print(table)
     console.print(f"{view.saved} trainings saved by sharing", highlight=False)
     if sums["todo"]:
-        basis = "from recorded durations" if view.measured else "partly assumed: not every kind of stage has run here"
+        basis = "from recorded durations" if view.measured else "a guess from small runs: some stages never ran here with these settings"
         workers = f"{view.workers} worker{'s' if view.workers > 1 else ''}"
         console.print(f"about {duration(view.seconds)} on {workers} ({basis})", highlight=False)
     else:
