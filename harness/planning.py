@@ -107,7 +107,8 @@ def show(view: Overview, console: Console, *, stages: bool) -> None:
     console.print(table)
     console.print(f"{view.saved} trainings saved by sharing", highlight=False)
     if sums["todo"]:
-        basis = "from recorded durations" if view.measured else "a guess from small runs: some stages never ran here with these settings"
+        guess = "a guess from small runs: some stages never ran here with these settings"
+        basis = "from recorded durations" if view.measured else guess
         workers = f"{view.workers} worker{'s' if view.workers > 1 else ''}"
         console.print(f"about {duration(view.seconds)} on {workers} ({basis})", highlight=False)
     else:

@@ -131,7 +131,10 @@ class _Rows:
 
 @dataclass(frozen=True)
 class _Row:
-    """problems: told where a scan needs the row, as a table may list many that are not here. wanted: by `only`, `ages`."""
+    """One person of a table.
+
+    problems: told where a scan needs the row, as a table may list many that are not here. wanted: by `only`, `ages`.
+    """
 
     subject: str
     age: float | None

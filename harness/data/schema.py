@@ -185,8 +185,8 @@ class NiftiSite(Settings):
     """One site of real scans.
 
     image, label, mask: path patterns below the data root with the fields {scan}, or {subject} and {session}; `*`
-                matches any part of one name. The brain is where the mask is above 0.5 (so a stripped image serves), without one
-                where the image is above 0.
+                matches any part of one name. The brain is where the mask is above 0.5 (so a stripped image serves),
+                without one where the image is above 0.
     grouping:   which of the label table's groupings reads the label files.
     subjects:   table of who was scanned. same_subject: lists of scans of one person.
     exclude:    scans to leave out. scans: at most so many (whole subjects, chosen by hash).

@@ -35,13 +35,23 @@ def load(folder: Path, data: str) -> NiftiCard | PhantomCard:
     return load_card(document, document.data["data"])
 
 
-def test_built_in_cards_load_and_name_the_fifteen_groups() -> None:
-    assert {"phantom_adult_t1", "oasis1_malf", "nifti_folder"} <= set(card_ids())
+def test_built_in_cards_load_and_name_their_groups() -> None:
+    groups = {
+        "phantom_adult_t1": 15,
+        "oasis1_malf": 15,
+        "nifti_folder": 15,
+        "adult_t1_seven_sites": 15,
+        "phantom_neonatal_t1": 9,
+        "phantom_neonatal_t2": 9,
+        "neonatal_t1": 36,
+        "neonatal_t2": 36,
+    }
+    assert set(card_ids()) == set(groups)
     for card_id in card_ids():
         card = read_card(card_id)
         assert card.id == card_id
         assert card.labels is not None
-        assert len(card.labels.names) == 15
+        assert len(card.labels.names) == groups[card_id]
         assert card.model_dump(mode="json")["labels"]["names"][0] == "background"
 
 
@@ -255,7 +265,7 @@ def test_labels_need_a_table(card_file: CardFile) -> None:
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
-        ("slices: {plane: axial}", "4:19: the phantom is cut coronally"),
+        ("slices: {plane: sagittal}", "4:19: the phantom is cut coronally or axially"),
         ("slices: {size: 64}", "size × pixel_mm is 64 mm; a brain needs 150 mm or more"),
         ("anatomies: ../maps", "leaves the data root"),
         ("scans: 2", "scans is 2: input should be greater than or equal to 3"),
