@@ -107,8 +107,8 @@ def sweep(
     """Vary fields of a method over a benchmark: ablations and searches, in which trials share their stages."""
     code = 0
     with _answering(as_json) as answer:
-        from harness import sweep as sweeping
-        from harness import sweepview
+        from harness.sweep import run as sweeping
+        from harness.sweep import view as sweepview
         from harness.progress import LiveProgress, PlainProgress
 
         place = _home(home, store, "none" if plan else tracking)
@@ -228,6 +228,9 @@ def report(
     results: Several = None,
     home: HomeOption = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Where to write it; default: in the results.")] = None,
+    name: Annotated[
+        str, typer.Option(help="Folder in the results for the report of several benchmarks.", metavar="NAME")
+    ] = "combined",
     against: Against = None,
     as_json: Json = False,
 ) -> None:
@@ -242,8 +245,12 @@ def report(
 
             if against:
                 raise UserError("--against takes one benchmark; name one")
-            ranking = combined.build([place.find_results(name) for name in results])
-            path = out or place.results("combined") / "report.html"
+            folder = place.results(name)
+            if Path(name).name != name or (folder / "run.json").is_file():
+                what = f"{name!r} is the name of a benchmark, or of no folder; take another"
+                raise UserError(Problem("--name", what))
+            ranking = combined.build([place.find_results(each) for each in results])
+            path = out or folder / "report.html"
             path.parent.mkdir(parents=True, exist_ok=True)
             write_combined(ranking, path)
         else:

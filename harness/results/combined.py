@@ -40,6 +40,8 @@ class Combined:
 
     values[method][i]: in setting i, None without a complete mean. order: methods by mean rank, then by the mean
     rank over the settings they have. ranks: over methods that have all settings; None with fewer than two.
+    available: the mean rank of every method over the settings it has, among those present in each. simulated: names
+    of the benchmarks whose data are. remarks: what else must be said beside the table.
     """
 
     settings: tuple[Setting, ...]
@@ -47,17 +49,28 @@ class Combined:
     order: tuple[str, ...]
     ranks: RankTest | None
     available: dict[str, float]
-    simulated: tuple[str, ...]
+    simulated: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def benchmarks(self) -> tuple[str, ...]:
+        """Names of the benchmarks, in order."""
+        return tuple(dict.fromkeys(setting.benchmark for setting in self.settings))
+
+    @property
+    def partial(self) -> tuple[str, ...]:
+        """Methods without a complete mean in some setting, in order."""
+        return tuple(name for name in self.order if None in self.values[name])
 
     @property
     def notes(self) -> tuple[str, ...]:
         lines = list(self.ranks.notes) if self.ranks else ["no ranks: fewer than two methods have every setting"]
-        partial = [name for name in self.order if None in self.values[name]]
-        if partial:
+        if self.partial:
             lines.append(
-                "not in every setting, so without a mean rank; the last column ranks them where they are: "
-                + ", ".join(partial)
+                "not in every setting, so without a mean rank, and ranked only among those present in each: "
+                + ", ".join(self.partial)
             )
+        lines += self.remarks
         if self.simulated:
             lines.append(f"simulated data: {', '.join(self.simulated)}")
         return tuple(lines)
@@ -102,11 +115,30 @@ def build_from(boards: Sequence[Leaderboard]) -> Combined:
     methods = list(dict.fromkeys(name for column in columns for name in column))
     values = {name: tuple(column.get(name) for column in columns) for name in methods}
     values = {name: row for name, row in values.items() if any(value is not None for value in row)}
-    return of(tuple(settings), values, tuple(b.info.benchmark for b in boards if b.info.dataset.simulated))
+    simulated = tuple(board.info.benchmark for board in boards if board.info.dataset.simulated)
+    return of(tuple(settings), values, simulated, _remarks(boards, [name for name in methods if name not in values]))
+
+
+def _remarks(boards: Sequence[Leaderboard], empty: Sequence[str]) -> tuple[str, ...]:
+    """empty: methods without a complete mean anywhere."""
+    lines = []
+    if empty:
+        lines.append(f"left out, without a complete mean in any setting: {', '.join(empty)}")
+    if oracles := dict.fromkeys(row.method for board in boards for row in board.rows if row.oracle):
+        lines.append(f"left out, oracles chosen by the labels they are scored on: {', '.join(oracles)}")
+    ids: dict[str, set[str]] = {}
+    for row in (row for board in boards for row in board.rows):
+        ids.setdefault(row.method, set()).add(row.id)
+    if several := [f"{name} ({', '.join(sorted(own))})" for name, own in ids.items() if len(own) > 1]:
+        lines.append(f"one name, several methods: {', '.join(several)}")
+    return tuple(lines)
 
 
 def of(
-    settings: tuple[Setting, ...], values: dict[str, tuple[float | None, ...]], simulated: tuple[str, ...] = ()
+    settings: tuple[Setting, ...],
+    values: dict[str, tuple[float | None, ...]],
+    simulated: tuple[str, ...] = (),
+    remarks: tuple[str, ...] = (),
 ) -> Combined:
     """The ranking of a table of means."""
     metrics = [setting.metric for setting in settings]
@@ -116,7 +148,7 @@ def of(
     available = ranks_of(_table(values, everyone), everyone, metrics).available_ranks if len(everyone) > 1 else {}
     mean = ranks.mean_ranks if ranks else {}
     order = sorted(everyone, key=lambda name: (name not in mean, mean.get(name, 0.0), available.get(name, 0.0)))
-    return Combined(settings, values, tuple(order), ranks, dict(available), simulated)
+    return Combined(settings, values, tuple(order), ranks, dict(available), simulated, remarks)
 
 
 def _mean(row: leaderboard.Row, metric: str) -> float | None:

@@ -1,4 +1,4 @@
-"""Figures about what does what: components of a method, stopping rules, distance against performance, ablations."""
+"""Figures about what does what: components of a method, stopping rules, distance against performance."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from harness.metrics.catalogue import METRICS
-from harness.results.figures import COLOURS, styled
+from harness.results.figures import COLOURS, shortened, styled
 from harness.results.leaderboard import Leaderboard, Row
-from harness.results.runinfo import SweepDomain, SweepInfo
 
 BEFORE = "#9a9a9a"
 MARKERS = "osD^v*"
@@ -30,37 +30,61 @@ def families(board: Leaderboard) -> list[tuple[str, list[Row]]]:
 
 @styled
 def components(board: Leaderboard, rows: Sequence[Row]) -> Figure:
-    """Bars of the baseline and of one method's variants, with the in-domain level as the ceiling."""
+    """Bars of the baseline and of one method's variants, best below, with the in-domain level as the ceiling."""
     metric = board.info.headline
     info = METRICS[metric]
     baseline = [row for row in board.rows if row.method == board.info.baseline]
     better = sorted(rows, key=lambda row: row.scores[metric].mean or 0.0, reverse=info.lower_is_better)
     shown = [*baseline, *better]
-    figure = Figure(figsize=(1.6 + 1.25 * len(shown), 3.2), layout="constrained")
+    figure = Figure(figsize=(7.2, 0.9 + 0.36 * len(shown)), layout="constrained")
     axis = figure.subplots()
     for place, row in enumerate(shown):
         score = row.scores[metric]
         mean = (score.mean or 0.0) * info.scale
         colour = BEFORE if row.method == board.info.baseline else COLOURS[0]
-        axis.bar(place, mean, width=0.62, color=colour)
-        top = mean
+        axis.barh(place, mean, height=0.62, color=colour)
+        end = mean
         if score.low is not None and score.high is not None:
             low, high = sorted((score.low * info.scale, score.high * info.scale))
-            axis.errorbar(place, mean, _reach(mean, low, high), color="#222222", lw=1, capsize=3)
-            top = high
-        axis.annotate(info.text(score.mean), (place, top), (0, 3), textcoords="offset points", ha="center", fontsize=8)
+            axis.errorbar(mean, place, xerr=reach(mean, low, high), color="#222222", lw=1, capsize=3)
+            end = max(mean, high)
+        axis.annotate(info.text(score.mean), (end, place), (4, 0), textcoords="offset points", va="center", fontsize=8)
     ceiling = next((row.scores[metric].in_domain for row in baseline if row.scores[metric].in_domain is not None), None)
     if ceiling is not None:
-        axis.axhline(ceiling * info.scale, color="#222222", lw=1, ls=(0, (4, 3)))
+        axis.axvline(ceiling * info.scale, color="#222222", lw=1, ls=(0, (4, 3)))
         axis.annotate(
-            f"in-domain {info.text(ceiling)}", (0, ceiling * info.scale), (4, 3), ha="left", fontsize=8,
-            xycoords=("axes fraction", "data"), textcoords="offset points",
+            f"in-domain {info.text(ceiling)}", (ceiling * info.scale, 1), (0, 3), ha="center", fontsize=8,
+            xycoords=("data", "axes fraction"), textcoords="offset points",
         )  # fmt: skip
-        axis.set_ylim(top=max(axis.get_ylim()[1], ceiling * info.scale * 1.08))
-    axis.set_xticks(range(len(shown)), [_wrapped(row.method) for row in shown], fontsize=8)
-    axis.set_ylabel(f"{info.heading}  ({info.arrow} better)")
-    axis.tick_params(axis="x", length=0)
+    # Room for the numbers beside the bars.
+    axis.set_xlim(right=axis.get_xlim()[1] * 1.06)
+    axis.set_yticks(range(len(shown)), [shortened(row.method, 44) for row in shown], fontsize=8)
+    axis.invert_yaxis()
+    axis.set_xlabel(f"{info.heading}  ({info.arrow} better)")
+    axis.tick_params(axis="y", length=0)
     return figure
+
+
+def adaptations(board: Leaderboard, curves: pl.DataFrame) -> list[tuple[str, list[str]]]:
+    """(method id, names of its rows) for each traced adaptation; rows share one where their "bpd" agree throughout."""
+    traced = set(curves.filter(pl.col("stage") == "trace")["method"])
+    found: list[tuple[str, list[str], dict[tuple[Any, ...], float]]] = []
+    for row in board.rows:
+        if row.method not in traced:
+            continue
+        own = curves.filter((pl.col("method") == row.method) & (pl.col("stage") == "adapt") & (pl.col("name") == "bpd"))
+        key = pl.struct("source", "target", "seed", "step")
+        points = {tuple(k.values()): v for k, v in own.select(key, "value").iter_rows()}
+        for method, names, known in found:
+            common = points.keys() & known.keys()
+            if method == row.id and common and all(points[k] == known[k] for k in common):
+                names.append(row.method)
+                # An oracle lacks the pairs whose target has no labels: the next row may have them again.
+                known.update(points)
+                break
+        else:
+            found.append((row.id, [row.method], points))
+    return [(method, names) for method, names, _ in found]
 
 
 @styled
@@ -83,11 +107,12 @@ def stopping(curves: pl.DataFrame, rules: Sequence[str]) -> Figure:
     entropy = _lines(one, "entropy", "trace")
     left = (above, "BPD above the source's level", COLOURS[0])
     panels = [left, (entropy, "entropy, nats", COLOURS[2])] if entropy else [left]
-    figure = Figure(figsize=(4.6 * len(panels) + 0.6, 3.3), layout="constrained")
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    figure = Figure(figsize=(5 * len(panels), 3.3 + 0.18 * len(rules)), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False, gridspec_kw={"wspace": 0.12})[0]
     for axis, (lines, label, colour) in zip(axes, panels, strict=True):
         _bundle(axis, lines, colour)
         axis.set_xlabel("epoch of adaptation")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set_ylabel(label, color=colour)
         beside = axis.twinx()
         _bundle(beside, gain, COLOURS[1])
@@ -95,6 +120,10 @@ def stopping(curves: pl.DataFrame, rules: Sequence[str]) -> Figure:
         beside.spines["right"].set_visible(True)
         _mark_choices(axis, lines, curves, rules)
     axes[0].axhline(0, color="#222222", lw=0.8, ls=":")
+    handles, labels = axes[0].get_legend_handles_labels()
+    if labels:
+        # Below: the lines leave no corner free.
+        figure.legend(handles, labels, loc="outside lower center", ncols=1 if len(max(labels, key=len)) > 30 else 3)
     return figure
 
 
@@ -127,15 +156,16 @@ def _mark_choices(
                 points.append((round(row["value"]), line[round(row["value"])]))
         if points:
             marker = MARKERS[number % len(MARKERS)]
-            look: dict[str, Any] = {"ls": "", "ms": 6, "mfc": "none", "mec": "#222222", "zorder": 5}
-            axis.plot(*zip(*points, strict=True), marker=marker, label=rule, **look)
-    if axis.get_legend_handles_labels()[1]:
-        axis.legend(fontsize=7, loc="best")
+            look: dict[str, Any] = {"ls": "", "ms": 5, "mfc": "none", "mec": "#222222", "mew": 0.8, "zorder": 5}
+            axis.plot(*zip(*points, strict=True), marker=marker, label=shortened(rule, 60), **look)
 
 
 @styled
 def distance_against_performance(board: Leaderboard, x: str, y: str) -> Figure:
-    """Methods by two metrics, bars of one population SD over pairs; names stand in a column at the right."""
+    """Methods by two metrics, bars of one population SD over pairs; names stand in a column at the right.
+
+    The baseline is grey; oracles are open points, and named so.
+    """
     rows = [row for row in board.rows if row.scores[x].mean is not None and row.scores[y].mean is not None]
     across, up = METRICS[x], METRICS[y]
     figure = Figure(figsize=(7.2, max(3.2, 0.27 * len(rows) + 1.2)), layout="constrained")
@@ -145,67 +175,35 @@ def distance_against_performance(board: Leaderboard, x: str, y: str) -> Figure:
         px, py = (row.scores[x].mean or 0.0) * across.scale, (row.scores[y].mean or 0.0) * up.scale
         spread = [[(row.scores[m].sd or 0.0) * METRICS[m].scale] for m in (x, y)]
         colour = BEFORE if row.method == board.info.baseline else COLOURS[number % len(COLOURS)]
-        axis.errorbar(px, py, spread[1], spread[0], fmt="o", ms=5, color=colour, lw=0.7, alpha=0.9)
-        points.append((py, px, row.method, colour))
+        face = "white" if row.oracle else colour
+        axis.errorbar(px, py, spread[1], spread[0], fmt="o", ms=5, color=colour, mfc=face, lw=0.7, alpha=0.9)
+        points.append((py, px, shortened(row.shown_name, 40), colour))
     axis.set(xlabel=f"{across.heading}  ({across.arrow} better)", ylabel=f"{up.heading}  ({up.arrow} better)")
     low, high = axis.get_ylim()
-    for place, (py, px, name, colour) in enumerate(sorted(points)):
-        level = (place + 0.5) / len(points)
+    points.sort()
+    levels = _apart([(py - low) / (high - low) for py, *_ in points], min(0.22 / (figure.get_figheight() * 0.8), 1.0))
+    for level, (py, px, name, colour) in zip(levels, points, strict=True):
         axis.annotate(
             name, (px, py), (1.04, level), textcoords="axes fraction", va="center", fontsize=8, color=colour,
-            arrowprops={"arrowstyle": "-", "lw": 0.5, "color": colour, "alpha": 0.6}, annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "lw": 0.5, "color": colour, "alpha": 0.6, "relpos": (0, 0.5)},
+            annotation_clip=False,
         )  # fmt: skip
     axis.set_ylim(low, high)
     return figure
 
 
-@styled
-def ablation(sweep: SweepInfo, board: Leaderboard) -> Figure:
-    """The objective against each field of a sweep, a point for each trial with its 95 % interval."""
-    info = METRICS[sweep.objective.metric]
-    fields = list(sweep.space)
-    figure = Figure(figsize=(max(3.6, 3.3 * len(fields)) + 0.6, 3.2), layout="constrained")
-    axes = figure.subplots(1, len(fields), squeeze=False, sharey=True)[0]
-    scores = {row.method: row.scores[sweep.objective.metric] for row in board.rows}
-    for axis, field in zip(axes, fields, strict=True):
-        positions = _positions(sweep.space[field], [trial.config[field] for trial in sweep.trials])
-        for trial in sweep.trials:
-            score = scores.get(trial.name)
-            value = score.mean if score is not None and score.mean is not None else trial.objective
-            if value is None:
-                continue
-            at, mean = positions[repr(trial.config[field])], value * info.scale
-            whole = trial.state == "finished"
-            if score is not None and score.low is not None and score.high is not None and whole:
-                low, high = sorted((score.low * info.scale, score.high * info.scale))
-                axis.errorbar(at, mean, _reach(mean, low, high), color=COLOURS[0], lw=1, capsize=3)
-            axis.plot(at, mean, "o", ms=6, color=COLOURS[0], mfc=COLOURS[0] if whole else "white")
-        _name_axis(axis, sweep.space[field], positions, field)
-    axes[0].set_ylabel(f"{info.heading}  ({info.arrow} better)")
-    return figure
+def _apart(levels: Sequence[float], gap: float) -> list[float]:
+    """Ascending levels in [0, 1], moved as little as it takes to keep `gap` between them, from the top down."""
+    moved: list[float] = []
+    for level in levels:
+        moved.append(max(level, moved[-1] + gap) if moved else level)
+    top = 1.0
+    for place in reversed(range(len(moved))):
+        moved[place] = min(moved[place], top)
+        top = moved[place] - gap
+    return moved
 
 
-def _positions(domain: SweepDomain, values: Sequence[Any]) -> dict[str, float]:
-    """Where values stand along the axis: numbers of a range at themselves, all else side by side."""
-    if domain.type in ("uniform", "loguniform"):
-        return {repr(value): float(value) for value in values}
-    listed = list(dict.fromkeys([*map(repr, domain.values), *map(repr, values)]))
-    return {value: float(place) for place, value in enumerate(listed)}
-
-
-def _name_axis(axis: Axes, domain: SweepDomain, positions: Mapping[str, float], field: str) -> None:
-    axis.set_xlabel(field)
-    if domain.type == "loguniform":
-        axis.set_xscale("log")
-    elif domain.type != "uniform":
-        axis.set_xticks(list(positions.values()), [text.strip("'") for text in positions], fontsize=8)
-        axis.set_xlim(-0.5, len(positions) - 0.5)
-
-
-def _reach(mean: float, low: float, high: float) -> list[list[float]]:
+def reach(mean: float, low: float, high: float) -> list[list[float]]:
     """Lengths of an error bar; a bootstrap interval need not contain the mean."""
     return [[max(0.0, mean - low)], [max(0.0, high - mean)]]
-
-
-def _wrapped(name: str) -> str:
-    return name.replace("_", "_\n", 1) if len(name) > 14 else name

@@ -138,9 +138,9 @@ def _heat_map(axis: Axes, shown: Matrix, scale: ScalarMappable) -> None:
             else:
                 cell(i, j, facecolor="#f4f4f4", edgecolor="white")
                 axis.text(j, i, "–" if state else "", ha="center", va="center", fontsize=8, color="#777777")
-    axis.set_xticks(range(len(shown.targets)), [_short(t, 10) for t in shown.targets], fontsize=8)
-    axis.set_yticks(range(len(shown.sources)), [_short(s, 10) for s in shown.sources], fontsize=8)
-    axis.set(title=_short(shown.method, 30), xlabel="target", ylabel="source")
+    axis.set_xticks(range(len(shown.targets)), [shortened(t, 10) for t in shown.targets], fontsize=8)
+    axis.set_yticks(range(len(shown.sources)), [shortened(s, 10) for s in shown.sources], fontsize=8)
+    axis.set(title=shortened(shown.method, 30), xlabel="target", ylabel="source")
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
 
@@ -170,7 +170,7 @@ def critical_difference(ranks: RankTest) -> Figure:
         level = first_label - 0.75 * (place if left else count - 1 - place)
         end = 1 - 0.08 * (count - 1) if left else count + 0.08 * (count - 1)
         axis.plot([rank, rank, end], [0, level, level], color="#888888", lw=0.8)
-        text = f"{_short(name, 26)}  {rank:.2f}" if left else f"{rank:.2f}  {_short(name, 26)}"
+        text = f"{shortened(name, 26)}  {rank:.2f}" if left else f"{rank:.2f}  {shortened(name, 26)}"
         gap = 0.02 * (count - 1)
         axis.text(end - gap if left else end + gap, level, text, ha="right" if left else "left", va="center")
     for number, group in enumerate(groups):
@@ -199,9 +199,9 @@ def histograms(table: pl.DataFrame, source: str, methods: Sequence[str]) -> Figu
             axis = axes[i, j]
             _density(axis, of_source, site, method)
             if i == 0:
-                axis.set_title(f"target {_short(site, 18)}")
+                axis.set_title(f"target {shortened(site, 18)}")
             if j == 0:
-                axis.set_ylabel(_short(method, 20), rotation=0, ha="right", va="center")
+                axis.set_ylabel(shortened(method, 20), rotation=0, ha="right", va="center")
             if i == len(shown) - 1:
                 axis.set_xlabel("grey level")
     handles, labels = axes[0, 0].get_legend_handles_labels()
@@ -246,7 +246,7 @@ def curves(table: pl.DataFrame) -> Figure:
             point = "." if len(line) == 1 else ""
             colour = COLOURS[number % len(COLOURS)]
             axis.plot(line["step"], line["value"], lw=1, label=label, color=colour, marker=point)
-        axis.set(title=f"{_short(method, 20)}: {_short(name, 16)}", xlabel="step")
+        axis.set(title=f"{shortened(method, 20)}: {shortened(name, 16)}", xlabel="step")
         if len(axis.lines) <= 8:
             axis.legend(fontsize=7)
     for axis in axes[len(keys) :]:
@@ -254,5 +254,6 @@ def curves(table: pl.DataFrame) -> Figure:
     return figure
 
 
-def _short(text: str, most: int) -> str:
+def shortened(text: str, most: int) -> str:
+    """The text, cut where it is longer than `most` characters."""
     return text if len(text) <= most else text[: most - 1] + "…"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -23,6 +24,7 @@ from matplotlib.figure import Figure
 from harness.engine.store import write_atomically
 from harness.metrics.catalogue import METRICS
 from harness.results import (
+    ablation,
     aggregate,
     effects,
     exhibits,
@@ -43,6 +45,8 @@ from harness.results.significance import p_text
 TEMPLATES = Path(__file__).parent
 MOST_PANELS = 4
 MOST_SAMPLES = 16
+MOST_VARIANTS = 12
+MOST_ADAPTATIONS = 4
 MOST_CURVES = 24
 
 
@@ -170,33 +174,33 @@ def _matrices(board: Leaderboard, table: pl.DataFrame, names: list[str]) -> Iter
 def _effects(board: Leaderboard, curves: pl.DataFrame, names: list[str]) -> Iterator[Shown]:
     info = board.info
     if info.sweep:
-        caption = "The objective against each field, 95 % intervals over subjects."
-        yield Shown("ablation", "ablation", caption, effects.ablation(info.sweep, board))
+        caption = (
+            "The objective against each field: a point for each trial with its 95 % interval over subjects, a bar for "
+            "the mean of the trials that share a value. Open points were not run to the end; diamonds are oracles."
+        )
+        yield Shown("ablation", "ablation", caption, ablation.ablation(info.sweep, board))
     for method, rows in effects.families(board):
+        if info.sweep and len(rows) > MOST_VARIANTS:  # the ablation shows them better
+            continue
         caption = f"Variants of {method}, the baseline, and the in-domain level; 95 % intervals over subjects."
         yield Shown(f"components-{method}", "components", caption, effects.components(board, rows))
-    for method, rules in _adapting(board, curves).items():
+    traced = effects.adaptations(board, curves)
+    for number, (method, rules) in enumerate(traced[:MOST_ADAPTATIONS], 1):
+        alone = sum(other == method for other, _ in traced) == 1
+        more = f" Shown are {MOST_ADAPTATIONS} of {len(traced)} adaptations." if number == MOST_ADAPTATIONS else ""
         caption = (
-            f"{method}: bits per dimension and entropy beside the change of the task's score, over the epochs of "
-            "the adaptation. Thin lines are pairs of sites; marks show where each rule stops."
+            f"{method if alone else rules[0]}: bits per dimension and entropy beside the change of the task's score, "
+            "over the epochs of the adaptation. Thin lines are pairs of sites and seeds, bold ones their mean; marks "
+            f"show where each rule stops.{more if len(traced) > MOST_ADAPTATIONS else ''}"
         )
-        yield Shown(f"stopping-{method}", "stopping", caption, effects.stopping(curves, rules))
+        name = f"stopping-{method}" if alone else f"stopping-{method}-{number}"
+        yield Shown(name, "stopping", caption, effects.stopping(curves, rules))
     if "wasserstein" in board.metrics and info.headline != "wasserstein":
         known = [r for r in board.rows if r.scores["wasserstein"].mean is not None]
         if len(known) > 2 and any(r.scores[info.headline].mean is not None for r in known):
-            caption = "Means over pairs of sites, bars of one standard deviation."
+            caption = "Means over pairs of sites, bars of one standard deviation. Open points are oracles."
             figure = effects.distance_against_performance(board, "wasserstein", info.headline)
             yield Shown("distance-performance", "distance", caption, figure)
-
-
-def _adapting(board: Leaderboard, curves: pl.DataFrame) -> dict[str, list[str]]:
-    """Method id → its rows whose adaptation was traced; rows of one id are taken to share it."""
-    traced = set(curves.filter(pl.col("stage") == "trace")["method"])
-    found: dict[str, list[str]] = {}
-    for row in board.rows:
-        if row.method in traced:
-            found.setdefault(row.id, []).append(row.method)
-    return found
 
 
 def _samples(panels: tuple[Panel, ...], names: list[str]) -> Iterator[Shown]:
@@ -219,10 +223,23 @@ def _panels(panels: tuple[Panel, ...], names: list[str], labels: tuple[str, ...]
     groups: dict[tuple[str, str, str, int], list[Panel]] = {}
     for panel in panels:
         groups.setdefault((panel.source, panel.target, panel.subject, panel.slice), []).append(panel)
-    for (source, target, subject, number), group in list(groups.items())[:MOST_PANELS]:
+    for source, target, subject, number in _spread(list(groups))[:MOST_PANELS]:
+        group = groups[source, target, subject, number]
         group.sort(key=lambda p: names.index(p.method) if p.method in names else len(names))
         caption = f"{source}→{target}, subject {subject}, slice {number}."
         yield Shown(f"panels-{source}-{target}", "panels", caption, pictures.panels(group, labels), raster=True)
+
+
+def _spread(pairs: list[tuple[str, str, str, int]]) -> list[tuple[str, str, str, int]]:
+    """The same (source, target, …), those first whose sites have been shown least."""
+    rest, found = list(pairs), []
+    times: Counter[tuple[str, str]] = Counter()
+    while rest:
+        pair = min(rest, key=lambda p: times["source", p[0]] + times["target", p[1]])
+        rest.remove(pair)
+        times.update([("source", pair[0]), ("target", pair[1])])
+        found.append(pair)
+    return found
 
 
 def _curves(table: pl.DataFrame) -> Iterator[Shown]:

@@ -89,6 +89,11 @@ class Row:
     failed_cells: int
     oracle: bool = False
 
+    @property
+    def shown_name(self) -> str:
+        """The row's name as tables show it: an oracle is named as one."""
+        return f"{self.method} (oracle)" if self.oracle else self.method
+
 
 @dataclass(frozen=True)
 class Leaderboard:
@@ -235,6 +240,8 @@ def _notes(
         "mean ± SD over source→target pairs, in-domain cells left out; population SD"
         + ("; seeds are averaged within a pair first" if len(info.seeds) > 1 else "")
     ]
+    if info.dataset.model_dump().get("age_unit") == "years" and {"mae", "mse"} & set(info.metrics):
+        notes.append("ages of this data set are in years: read years where MAE and MSE say weeks")
     if oracles := [row.method for row in rows if row.oracle]:
         notes.append(f"oracle, chosen by the labels it is scored on: an upper bound, not ranked: {', '.join(oracles)}")
     incomplete = sorted({row.method for row in rows for s in row.scores.values() if s.applicable and not s.complete})
@@ -245,7 +252,8 @@ def _notes(
         )
     if failures:
         cells = {(f.method, f.source, f.target, f.seed) for f in failures}
-        notes.append(f"{len(cells)} cells failed, are blocked or have no record; each is listed with its error")
+        some = "1 cell has" if len(cells) == 1 else f"{len(cells)} cells have"
+        notes.append(f"{some} failed, been blocked or left no record; each is listed with its error")
     counted = ranked(info.metrics)
     penalised = sum(s.penalised for row in rows for s in row.scores.values() if s.metric in counted)
     if penalised:

@@ -272,7 +272,8 @@ def _leaderboard_row(board: Leaderboard, row: Row) -> Wanted:
     if row.mean_rank is not None:
         metrics["mean_rank"] = row.mean_rank
     for metric, score in row.scores.items():
-        whole = metric if score.complete else f"partial/{metric}"
+        # Under a name of its own an oracle cannot come first where runs are sorted by the metric.
+        whole = f"oracle/{metric}" if row.oracle else metric if score.complete else f"partial/{metric}"
         values = {whole: score.mean, f"sd/{metric}": score.sd, f"in_domain/{metric}": score.in_domain}
         values |= {f"low/{metric}": score.low, f"high/{metric}": score.high}
         metrics |= {key: value for key, value in values.items() if value is not None}
@@ -280,7 +281,7 @@ def _leaderboard_row(board: Leaderboard, row: Row) -> Wanted:
     return Wanted(
         name=row.method,
         identity={"kind": "leaderboard", "method": row.method},
-        tags={"complete": str(complete).lower(), "run": board.info.run_id},
+        tags={"complete": str(complete).lower(), "run": board.info.run_id} | ({"oracle": "true"} if row.oracle else {}),
         params=_params(board.info, row.method) | {trait: str(has).lower() for trait, has in row.traits.items()},
         metrics=metrics,
     )

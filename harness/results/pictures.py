@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from harness.results.exhibits import Panel
-from harness.results.figures import styled
+from harness.results.figures import shortened, styled
 
 COLUMNS = ("input", "harmonised", "prediction", "label")
 
@@ -27,7 +27,7 @@ def panels(shown: Sequence[Panel], label_names: Sequence[str] = ()) -> Figure:
     for line, panel in zip(axes, shown, strict=True):
         for axis, name in zip(line, COLUMNS, strict=True):
             _picture(axis, panel, name, colours)
-        line[0].set_ylabel(panel.method if len(panel.method) < 18 else panel.method[:17] + "…")
+        line[0].set_ylabel(shortened(panel.method, 18), fontsize=8)
     for axis, name in zip(axes[0], COLUMNS, strict=True):
         axis.set_title(name)
     used = sorted({int(i) for p in shown for a in (p.prediction, p.label) if a is not None for i in np.unique(a)} - {0})
@@ -66,21 +66,32 @@ def _picture(axis: Axes, panel: Panel, name: str, colours: np.ndarray) -> None:
 
 @styled
 def samples(shown: Sequence[Panel]) -> Figure:
-    """One method's harmonised slices: a line for each target, its raw slice first, then a column for each source."""
+    """One method's harmonised slices: a line for each target, its raw slice first, then a column for each source.
+
+    Above them stands a raw slice of each source, as far as it is a target of another one: the look to be reached.
+    """
     sources = list(dict.fromkeys(panel.source for panel in shown))
-    targets = list(dict.fromkeys(panel.target for panel in shown))
-    figure = Figure(figsize=(1.25 * (len(sources) + 1) + 0.6, 1.25 * len(targets) + 0.4), layout="constrained")
-    axes = figure.subplots(len(targets), len(sources) + 1, squeeze=False)
+    present = {panel.target for panel in shown}
+    targets = [site for site in sources if site in present]
+    targets += [site for site in dict.fromkeys(panel.target for panel in shown) if site not in sources]
+    raw = {panel.target: panel.input for panel in shown if panel.input is not None}
+    high, wide = next((pixels.shape for pixels in raw.values()), (1, 1))
+    size = (1.25 * (len(sources) + 1) + 0.6, 1.25 * high / wide * (len(targets) + 1) + 0.4)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(len(targets) + 1, len(sources) + 1, squeeze=False)
+    axes[0, 0].set_axis_off()
+    for axis, source in zip(axes[0, 1:], sources, strict=True):
+        _slice(axis, raw.get(source))
+        axis.set_title(shortened(source, 16), fontsize=8)
+    axes[0, 1].set_ylabel("source", fontsize=8)
     found = {(panel.target, panel.source): panel for panel in shown}
-    for line, target in zip(axes, targets, strict=True):
-        raw = next(panel.input for panel in shown if panel.target == target)
-        _slice(line[0], raw)
-        line[0].set_ylabel(target if len(target) < 14 else target[:13] + "…")
+    for line, target in zip(axes[1:], targets, strict=True):
+        _slice(line[0], raw.get(target))
+        line[0].set_ylabel(shortened(target, 14), fontsize=8)
         for axis, source in zip(line[1:], sources, strict=True):
             panel = found.get((target, source))
             _slice(axis, panel.harmonised if panel is not None else None)
-    for axis, title in zip(axes[0], ("raw", *(f"to {source}" for source in sources)), strict=True):
-        axis.set_title(title, fontsize=8)
+    axes[1, 0].set_title("target, raw", fontsize=8)
     return figure
 
 

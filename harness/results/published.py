@@ -114,5 +114,5 @@ def beside(board: Leaderboard, table: Sequence[Published]) -> tuple[Beside, ...]
 def caution(board: Leaderboard) -> str:
     """What must be said beside the two columns; "" where nothing must."""
     if board.info.dataset.simulated:
-        return "our data are simulated: the two columns cannot be compared, they only show the order of methods"
+        return "Our data are simulated: the two columns cannot be compared, they only show the order of methods."
     return ""

@@ -79,13 +79,17 @@ class SweepTrial(_Frozen):
 
 
 class SweepInfo(_Frozen):
-    """The search behind a run's rows. method: id. base: the benchmark file that was swept. space: by field."""
+    """The search behind a run's rows. method: id. base: the benchmark file that was swept. space: by field.
+
+    defaults: what each field is in the base, for the figures to mark; fields that are not named are not marked.
+    """
 
     method: str
     base: str
     objective: SweepObjective
     space: Mapping[str, SweepDomain]
     trials: tuple[SweepTrial, ...]
+    defaults: Mapping[str, Any] = Field(default_factory=dict)
 
 
 class RunInfo(_Frozen):

@@ -39,10 +39,11 @@ def to_csv(board: Leaderboard) -> str:
     numbers = ("mean", "sd", "low", "high", "in_domain", "scored", "expected", "penalised")
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    head = ["position", "method", "id", "family", *board.traits, "mean_rank", "available_rank", "cells", "failed_cells"]
+    head = ["position", "method", "id", "family", "oracle", *board.traits]
+    head += ["mean_rank", "available_rank", "cells", "failed_cells"]
     writer.writerow(head + [f"{metric}_{name}" for metric in board.metrics for name in numbers])
     for row in board.rows:
-        values: list[object] = [row.position, row.method, row.id, row.family]
+        values: list[object] = [row.position, row.method, row.id, row.family, row.oracle]
         values += [row.traits.get(trait) for trait in board.traits]
         values += [row.mean_rank, row.available_rank, row.cells, row.failed_cells]
         values += [getattr(row.scores[metric], name) for metric in board.metrics for name in numbers]
@@ -59,7 +60,8 @@ def to_markdown(board: Leaderboard) -> str:
         texts = [row.scores[m].text for m in board.metrics]
         bold = [f"**{t}**" if row.method in best[m] else t for t, m in zip(texts, board.metrics, strict=True)]
         traits = [trait_mark(row, trait) for trait in board.traits]
-        lines.append(_line([position_text(row), _plain(row.method), *traits, *bold, rank_text(row), failed_text(row)]))
+        first = [position_text(row), _plain(row.shown_name)]
+        lines.append(_line([*first, *traits, *bold, rank_text(row), failed_text(row)]))
     lines += ["", *(f"- {_plain(note)}" for note in _footnotes(board, ()))]
     if board.failures:
         lines += ["", "Without result:", "", *(f"- {_plain(line)}" for line in _failure_lines(board))]
@@ -101,24 +103,44 @@ def failed_text(row: Row) -> str:
 
 def show_combined(combined: Combined, console: Console) -> None:
     """Print a ranking over several benchmarks: ranks first, then settings as far as there is room."""
-    console.print(Text(f"ranking over {len(combined.settings)} settings", style="bold"))
+    width = min(WIDTH, console.width)
+    title = Text(f"ranking over {len(combined.settings)} settings", style="bold")
+    title.append(f"  {', '.join(combined.benchmarks)}", style="dim")
+    if combined.simulated:
+        title.append("  SIMULATED DATA", style="bold yellow")
+    console.print(title, width=width)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
-    table.add_column("method", max_width=24, overflow="fold")
-    table.add_column("rank", justify="right", no_wrap=True)
-    table.add_column("present", justify="right", no_wrap=True)
-    for setting in combined.settings:
-        table.add_column(setting.heading, justify="right", min_width=8, overflow="fold")
+    table.add_column("\nmethod", max_width=24, overflow="fold")
+    table.add_column("mean\nrank", justify="right", no_wrap=True)
+    table.add_column("where\npresent", justify="right", no_wrap=True)
+    columns = [_setting_column(combined, place) for place in range(len(combined.settings))]
+    used = min(24, max(map(len, ("method", *combined.order)))) + 2 + 4 + 2 + 7
+    fitting = 0
+    for heading, texts in columns:
+        used += 2 + max(map(len, (*heading.split("\n"), *texts)))
+        if used > width:
+            break
+        table.add_column(heading, justify="right", no_wrap=True)
+        fitting += 1
     mean = combined.ranks.mean_ranks if combined.ranks else {}
-    for name in combined.order:
-        cells = [
-            Text(METRICS[s.metric].text(v), "bold green" if name in combined.best(i) else "")
-            for i, (s, v) in enumerate(zip(combined.settings, combined.values[name], strict=True))
-        ]
+    best = [combined.best(place) for place in range(fitting)]
+    for line, name in enumerate(combined.order):
         ranks = [f"{where[name]:.2f}" if name in where else "–" for where in (mean, combined.available)]
+        cells = [Text(columns[i][1][line], "bold green" if name in best[i] else "") for i in range(fitting)]
         table.add_row(escape(name), *ranks, *cells)
     console.print(table)
-    for line in combined.notes:
-        console.print(Text(line, style="dim"), width=min(WIDTH, console.width))
+    lines = list(combined.notes)
+    if left_out := [setting.heading for setting in combined.settings[fitting:]]:
+        lines.append(f"not shown for want of room: {', '.join(left_out)}; the report and --json have them")
+    for text in lines:
+        console.print(Text(text, style="dim"), width=width)
+
+
+def _setting_column(combined: Combined, place: int) -> tuple[str, list[str]]:
+    """Heading in two lines, and the values in the rows' order."""
+    setting = combined.settings[place]
+    texts = [METRICS[setting.metric].text(combined.values[name][place]) for name in combined.order]
+    return f"{setting.benchmark}\n{_heading(setting.metric)}", texts
 
 
 def show_beside(shown: Sequence[Beside], caution: str, console: Console) -> None:
@@ -146,7 +168,7 @@ def _fitting(board: Leaderboard, width: int) -> tuple[tuple[str, ...], tuple[str
     """Metrics that fit, the headline and the ranked ones first, and those left out."""
     principal = ranked(board.metrics)
     order = sorted(board.metrics, key=lambda m: (m != board.info.headline, m not in principal))
-    names = max([len("method"), *(len(row.method) for row in board.rows)])
+    names = max([len("method"), *(len(row.shown_name) for row in board.rows)])
     failed = max([len("failed"), *(len(failed_text(row)) for row in board.rows)])
     # Two blanks follow every column but the last; a trait's label has two letters, a rank at most five.
     used = len(str(len(board.rows))) + 2 + min(names, 24) + 2 + 4 * len(board.traits) + 7 + failed
@@ -178,7 +200,7 @@ def _table(board: Leaderboard, metrics: tuple[str, ...], *, plain: bool) -> Tabl
             Text(row.scores[m].text, "bold green" if row.method in best[m] else _score_style(row, m)) for m in metrics
         ]
         failed = Text(failed_text(row), style="red" if row.failed_cells else "dim")
-        table.add_row(position_text(row), escape(row.method), *marks, *scores, rank_text(row), failed)
+        table.add_row(position_text(row), escape(row.shown_name), *marks, *scores, rank_text(row), failed)
     return table
 
 

@@ -13,9 +13,9 @@ import yaml
 
 from harness.engine.plan import Plan
 from harness.problems import UserError
-from harness.sweepfile import Asha, Sweep, load
-from harness.sweepspace import Domain, draw
-from harness.sweeptrials import Journal, _halving
+from harness.sweep.file import Asha, Sweep, load
+from harness.sweep.space import Domain, draw
+from harness.sweep.trials import Journal, _halving
 
 ABLATIONS = sorted((tiny.REPO / "benchmarks" / "ablations").glob("*.yaml"))
 METHODS = {"none": None, "tent": {"batch_size": 4}, "slow": {"id": "tent", "learning_rate": 1e-5}}
@@ -179,6 +179,13 @@ def test_the_ablations_resolve(file: Path, tmp_path: Path) -> None:
     assert sweep.method == "harmonizing_flows"
     assert sweep.spec.sweep == f"ablation_{file.stem}"
     assert 2 <= len(sweep.trials) <= 5
+    assert sweep.defaults.keys() <= sweep.spec.space.keys()
+
+
+def test_defaults_are_what_the_base_has(tmp_path: Path) -> None:
+    folder = tiny.REPO / "benchmarks" / "ablations"
+    assert load(folder / "margin.yaml", [], cache=tmp_path).defaults == {"guidance.margin": 5.0}
+    assert load(folder / "head.yaml", [], cache=tmp_path).defaults == {"harmonizer.head": "plain"}
 
 
 def test_ablations_share_what_they_can(tmp_path: Path) -> None:

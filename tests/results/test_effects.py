@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 
 from harness.results import effects, exhibits, html, leaderboard, pictures, terminal
+from harness.results.ablation import ablation
 from harness.results.exhibits import Panel
 from harness.results.runinfo import MethodInfo, SweepDomain, SweepInfo, SweepObjective, SweepTrial
 
@@ -53,7 +54,7 @@ class TestOracles:
     def test_the_notes_say_so(self, board: leaderboard.Leaderboard) -> None:
         assert any(note.startswith("oracle") and note.endswith("good") for note in board.notes)
         last = [line for line in terminal.to_markdown(board).splitlines() if line.startswith("|")][-1]
-        assert last.startswith("|  | good |"), "no position"
+        assert last.startswith("|  | good (oracle) |"), "named as one, and without a position"
 
 
 def test_the_baseline_claims_no_traits(folder: Path) -> None:
@@ -66,8 +67,8 @@ def test_components(build: Callable[..., Path], toy: Any) -> None:
     [(method, rows)] = effects.families(board)
     assert method == "flows"
     figure = effects.components(board, rows)
-    heights = [bar.get_height() for bar in figure.axes[0].patches]
-    assert heights == pytest.approx([60, 70, 80]), "baseline first, then the variants, the best last"
+    lengths = [bar.get_width() for bar in figure.axes[0].patches]
+    assert lengths == pytest.approx([60, 70, 80]), "baseline first, then the variants, the best last"
     assert any("in-domain 95.00" in text.get_text() for text in figure.axes[0].texts)
 
 
@@ -117,8 +118,8 @@ def test_samples() -> None:
         if source != target
     ]
     figure = pictures.samples(shown)
-    assert len(figure.axes) == 3 * 4
-    assert sum(bool(axis.images) for axis in figure.axes) == 3 + 6
+    assert len(figure.axes) == 4 * 4, "a line for each target below that of the sources, and a column for raw slices"
+    assert sum(bool(axis.images) for axis in figure.axes) == 3 + 3 + 6
 
 
 def sweep(kind: str) -> SweepInfo:
@@ -130,17 +131,20 @@ def sweep(kind: str) -> SweepInfo:
         SweepTrial(name="worse", config={"rate": 0.3}, state="stopped", objective=0.70),
     )
     return SweepInfo(
-        method="flows", base="x.yaml", objective=SweepObjective(metric="dsc", mode="max"), space=space, trials=trials
-    )
+        method="flows", base="x.yaml", objective=SweepObjective(metric="dsc", mode="max"), space=space, trials=trials,
+        defaults={"rate": 0.1},
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", ["grid", "loguniform"])
-def test_ablation(build: Callable[..., Path], kind: str) -> None:
-    board = leaderboard.build(build(sweep=sweep(kind)))
-    axis = effects.ablation(sweep(kind), board).axes[0]
-    marks = [line for line in axis.lines if line.get_marker() == "o"]
-    assert [float(mark.get_ydata()[0]) for mark in marks] == pytest.approx([80, 70])
-    assert marks[1].get_markerfacecolor() == "white", "stopped trials are open points"
+def test_ablation(build: Callable[..., Path], toy: Any, kind: str) -> None:
+    board = leaderboard.build(build(methods=variants(toy, oracle="good"), sweep=sweep(kind)))
+    axis = ablation(sweep(kind), board).axes[0]
+    marks = {line.get_marker(): line for line in axis.lines if line.get_marker() in ("o", "D")}
+    heights = {marker: float(mark.get_ydata()[0]) for marker, mark in marks.items()}
+    assert heights == pytest.approx({"D": 80, "o": 70}), "an oracle is a diamond"
+    assert marks["o"].get_markerfacecolor() == "white", "stopped trials are open points"
+    assert "default" in {text.get_text() for text in axis.texts}
     assert axis.get_xscale() == ("log" if kind == "loguniform" else "linear")
 
 

@@ -21,8 +21,8 @@ from harness.engine.plan import Plan, canonical
 from harness.engine.store import Store, open_store
 from harness.home import Home
 from harness.problems import UserError
-from harness.sweepfile import Sweep, load
-from harness.sweeptrials import KEPT, Journal, Outcome, kept_rows, objectives, run_trials
+from harness.sweep.file import Sweep, load
+from harness.sweep.trials import KEPT, Journal, Outcome, kept_rows, objectives, run_trials
 
 if TYPE_CHECKING:
     from harness.results.runinfo import SweepInfo
@@ -230,6 +230,7 @@ def _info(sweep: Sweep, store: Store, journal: Journal, outcome: Outcome, summar
             name: SweepDomain(type=domain.kind, values=tuple(domain.values), low=domain.ends[0], high=domain.ends[1])
             for name, domain in sweep.spec.space.items()
         },
+        defaults=sweep.defaults,
         trials=tuple(
             SweepTrial(
                 name=trial.name,

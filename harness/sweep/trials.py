@@ -27,7 +27,7 @@ from harness.engine.executor import Execution, Failure, Summary
 from harness.engine.plan import Cell, Plan
 from harness.engine.store import Store, open_store
 from harness.spec import TRACKS
-from harness.sweepfile import Asha, Sweep, rungs
+from harness.sweep.file import Asha, Sweep, rungs
 from harness.tracks.base import Benchmark
 
 if TYPE_CHECKING:

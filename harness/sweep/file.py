@@ -20,7 +20,7 @@ from harness.engine.plan import Cell
 from harness.metrics.catalogue import METRICS
 from harness.problems import Problem, UserError, did_you_mean
 from harness.spec import resolve
-from harness.sweepspace import KINDS, Domain, Trial, expand, fields_of
+from harness.sweep.space import KINDS, Domain, Trial, expand, fields_of
 from harness.tracks.base import RESERVED, Benchmark, unknown
 from harness.yamlfile import Document, check, read
 
@@ -86,7 +86,10 @@ class _Partial(SweepSpec):
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep file, resolved: `benchmark` holds the kept rows and one row for each trial."""
+    """A sweep file, resolved: `benchmark` holds the kept rows and one row for each trial.
+
+    defaults: what the searched fields are in the base, by dotted name; without those that it does not have.
+    """
 
     spec: SweepSpec
     file: Path
@@ -95,6 +98,7 @@ class Sweep:
     mode: Literal["max", "min"]
     trials: tuple[Trial, ...]
     benchmark: Benchmark
+    defaults: Mapping[str, Any]
 
     def rungs(self, trial: str) -> list[tuple[Cell, ...]]:
         return rungs(self.benchmark, trial)
@@ -136,7 +140,8 @@ def load(file: Path, overrides: Iterable[str], *, cache: Path, root: Path | None
     benchmark = resolve(base, cache=cache, root=root)
     mode = spec.objective.mode or ("min" if METRICS[spec.objective.metric].lower_is_better else "max")
     assert cls is not None
-    sweep = Sweep(spec, file, Path(base.path), cls.id, mode, tuple(trials), benchmark)
+    defaults = _defaults(cls, starting, spec.space)
+    sweep = Sweep(spec, file, Path(base.path), cls.id, mode, tuple(trials), benchmark, defaults)
     problems = _plan_problems(document, sweep)
     if problems:
         raise UserError(problems)
@@ -236,6 +241,18 @@ def _starting_point(
     given = {name: value for name, value in fields.items() if name != "id"}
     _, problems = check(base, given, cls, ("methods", spec.method))
     return fields, cls, problems
+
+
+def _defaults(cls: type[Method], starting: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    fields = cls.model_validate({name: value for name, value in starting.items() if name != "id"})
+    found: dict[str, Any] = {}
+    for name in names:
+        value: Any = fields.model_dump(mode="json")
+        for part in name.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        if value is not None:
+            found[name] = value
+    return found
 
 
 # ------------------------------------------------------------------------------------------- the benchmark
