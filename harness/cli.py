@@ -107,9 +107,9 @@ def sweep(
     """Vary fields of a method over a benchmark: ablations and searches, in which trials share their stages."""
     code = 0
     with _answering(as_json) as answer:
+        from harness.progress import LiveProgress, PlainProgress
         from harness.sweep import run as sweeping
         from harness.sweep import view as sweepview
-        from harness.progress import LiveProgress, PlainProgress
 
         place = _home(home, store, "none" if plan else tracking)
         console = _console(stderr=as_json)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from harness.engine.plan import Stage, canonical
 from harness.engine.store import write_atomically
 
 DEFAULTS = {"images": 2.5, "labels": 2.5, "train": 65.0, "fit": 1.0, "apply": 0.5, "predict": 0.5, "score": 0.2}
 """Seconds assumed for a kind of stage before any was seen (ours, from the small benchmark on two cores)."""
+PER_ITERATION = 0.2
+"""Seconds assumed for an update of an optimiser before any was seen (ours, from the same)."""
 
 
 class History:
@@ -37,10 +40,17 @@ class History:
             count, mean = self.seen.get(name, (0, 0.0))
             count = min(count + 1, 20)  # older machines and sizes fade out
             self.seen[name] = (count, mean + (seconds - mean) / count)
+        if iterations := _trained(stage):
+            self.seen[_rate(stage)] = (1, seconds / iterations)
 
     def estimate(self, stage: Stage) -> float:
-        """Expected seconds of a stage."""
-        for name in self._names(stage):
+        """Expected seconds of a stage: of the same work with the same settings, else by its number of iterations."""
+        exact, *vague = self._names(stage)
+        if exact in self.seen:
+            return self.seen[exact][1]
+        if iterations := _trained(stage):
+            return iterations * self.seen.get(_rate(stage), (0, PER_ITERATION))[1]
+        for name in vague:
             if name in self.seen:
                 return self.seen[name][1]
         return DEFAULTS.get(stage.kind, 5.0)
@@ -52,3 +62,19 @@ class History:
     def save(self) -> None:
         with contextlib.suppress(OSError):
             write_atomically(self.path, json.dumps(self.seen))
+
+
+def _rate(stage: Stage) -> str:
+    return f"{stage.kind}|{stage.fn}|{stage.params.get('part', '')}|iteration"
+
+
+def _trained(stage: Stage) -> int:
+    """Iterations that a stage trains for, 0 where nothing is trained."""
+    return _iterations(stage.params) if stage.kind in ("train", "fit") else 0
+
+
+def _iterations(params: Any) -> int:
+    """Sum of all settings called "iterations"."""
+    if not isinstance(params, Mapping):
+        return 0
+    return sum(v if k == "iterations" and isinstance(v, int) else _iterations(v) for k, v in params.items())

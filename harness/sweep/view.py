@@ -16,8 +16,8 @@ from harness.home import Home
 from harness.metrics.catalogue import METRICS
 from harness.planning import estimate
 from harness.progress import duration
-from harness.sweep.run import SweepResult
 from harness.sweep.file import Sweep
+from harness.sweep.run import SweepResult
 
 if TYPE_CHECKING:
     from rich.console import Console
