@@ -1,9 +1,11 @@
-"""Which slices of two scans show the same place, for scans that were cut alike but may differ in their number."""
+"""Reference scans: which of a site's scans are typical, and which of their slices show the same place."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike
+
+from harness.api import ImageSet, Scan
 
 
 def nearest_in_place(brain: ArrayLike, count: int) -> np.ndarray:
@@ -15,3 +17,14 @@ def nearest_in_place(brain: ArrayLike, count: int) -> np.ndarray:
     able, last = np.flatnonzero(brain), np.size(brain) - 1
     places = np.linspace(0, last, count) if count > 1 else np.array([last / 2])
     return able[np.abs(places[:, None] - able).argmin(axis=1)]
+
+
+def typical_scans(images: ImageSet, count: int) -> list[Scan]:
+    """The `count` scans whose mean brain intensity is nearest to the median of all; in case of a tie, the first.
+
+    Scans without brain do not count; fewer come back where fewer have any.
+    """
+    means = np.array([pixels[mask].mean() if mask.any() else np.nan for _, pixels, mask in images.volumes()])
+    able = np.flatnonzero(np.isfinite(means))
+    order = np.argsort(np.abs(means[able] - np.median(means[able])), kind="stable") if len(able) else able
+    return [images.scans[able[i]] for i in order[:count]]

@@ -11,8 +11,8 @@ from typing import Literal
 import numpy as np
 from scipy.fft import dctn, idctn
 
-from harness.api import ApplyData, Context, Harmonizer, ImageSet, MethodError, Scan, State, hyper
-from methods.harmonization._places import nearest_in_place
+from harness.api import ApplyData, Context, Harmonizer, ImageSet, MethodError, State, hyper
+from methods.harmonization._places import nearest_in_place, typical_scans
 
 BATCH = 64  # slices transformed at once
 
@@ -79,7 +79,7 @@ class Ssimh(Harmonizer):
         if not scans:
             raise MethodError("ssimh: no source scan has brain, so there is no reference")
         if self.ref_mode == "one":
-            scans = [typical_scan(source, scans)]
+            scans = typical_scans(source, 1)
         total: dict[int, np.ndarray] = {}
         for scan in scans:
             starts = range(scan.start, scan.stop, BATCH)
@@ -96,12 +96,6 @@ class Ssimh(Harmonizer):
         if self.spectrum == "fourier":
             return amplitudes(images, half_width(self.beta, images.shape[1:]))
         return coefficients(images, min(self.coefficients, *images.shape[1:]))
-
-
-def typical_scan(images: ImageSet, scans: list[Scan]) -> Scan:
-    """The one of `scans`, all with brain, whose mean brain intensity is nearest to their median; if tied, the first."""
-    means = np.array([images.floats(s.slices)[np.asarray(images.mask[s.slices])].mean() for s in scans])
-    return scans[int(np.abs(means - np.median(means)).argmin())]
 
 
 # ------------------------------------------------------------------------------------------ Fourier

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from harness.api import ApplyData, Context, FitData, ImageSet, MethodError, Scan
 from harness.conformance import check_method
+from methods.harmonization._places import typical_scans
 from methods.harmonization.imunity.learning import (
     SlicePairs,
     build_generator,
@@ -24,7 +25,7 @@ from methods.harmonization.imunity.learning import (
 from methods.harmonization.imunity.method import ImUnity, ImUnityMultiSite
 from methods.harmonization.imunity.networks import Code, kl_divergence, reparameterize, uniform_cross_entropy
 from methods.harmonization.imunity.settings import ImUnityTraining
-from methods.harmonization.imunity.translation import load_generator, style_slices, typical_scans
+from methods.harmonization.imunity.translation import load_generator, style_slices
 
 SLICES = 6
 LEVELS = {"a": (0.25, 0.5, 0.75), "b": (0.55, 0.4, 0.7)}  # csf, grey, white: b shows grey darker than csf
@@ -397,14 +398,14 @@ def test_slices_of_any_size_are_padded_and_cropped_back(styled: Style, tmp_path:
         harmonized(styled, target, images("a", 2, 0), tmp_path)
 
 
-def test_the_most_typical_scans_serve_as_references() -> None:
+def test_the_most_typical_scans_serve_as_references(styled: Style, tmp_path: Path) -> None:
     source = images("a", 5, 0)
     factors = np.repeat([0.5, 0.9, 0.8, 1.0, 0.7], SLICES)[:, None, None]
     scaled = source.with_pixels((source.floats() * factors).astype(np.float32))
     assert [source.scans.index(scan) for scan in typical_scans(scaled, 3)][0] == 2
     assert {source.scans.index(scan) for scan in typical_scans(scaled, 3)} == {1, 2, 4}
     with pytest.raises(MethodError, match="references is 6, but the source has 5"):
-        typical_scans(scaled, 6)
+        harmonized(styled, source, source, tmp_path, references=6)
 
 
 def test_the_style_is_the_slice_at_the_same_place() -> None:

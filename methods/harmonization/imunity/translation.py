@@ -7,6 +7,7 @@ import torch
 
 from harness.api import ApplyData, Context, ImageSet, MethodError, Scan, State
 from harness.training import load_weights, seeded
+from methods.harmonization._places import nearest_in_place, typical_scans
 from methods.harmonization.imunity.learning import PREFIX, build_generator, pad
 from methods.harmonization.imunity.networks import Generator
 from methods.harmonization.imunity.settings import Hyperparameters
@@ -25,6 +26,9 @@ def translate(settings: Hyperparameters, state: State, data: ApplyData, ctx: Con
         )
     network = load_generator(settings, state).to(ctx.device)
     references = typical_scans(source, settings.references)
+    if len(references) < settings.references:
+        what = f"references is {settings.references}, but the source has {len(references)} scans with brain"
+        raise MethodError(f"imunity: {what}")
     styles = [style_slices(target, source, reference) for reference in references]
     out = np.zeros(target.pixels.shape, np.float32)
     for start in range(0, len(target), settings.training.batch_size):
@@ -42,32 +46,11 @@ def load_generator(settings: Hyperparameters, state: State) -> Generator:
     return network.eval()
 
 
-def typical_scans(images: ImageSet, count: int) -> list[Scan]:
-    """The `count` scans whose mean brain intensity is nearest to the median of all; in case of a tie, the first.
-
-    Raises MethodError where fewer scans have brain.
-    """
-    means = np.array([image[mask].mean() if mask.any() else np.nan for _, image, mask in images.volumes()])
-    able = np.flatnonzero(np.isfinite(means))
-    if len(able) < count:
-        raise MethodError(f"imunity: references is {count}, but the source has {len(able)} scans with brain")
-    order = np.argsort(np.abs(means[able] - np.median(means[able])), kind="stable")
-    return [images.scans[able[i]] for i in order[:count]]
-
-
 def style_slices(target: ImageSet, source: ImageSet, reference: Scan) -> np.ndarray:
-    """For each slice of `target` the index in `source` of the reference's slice nearest in place, int64 [N].
-
-    Only slices with brain serve. A place is the slice's number; where scans differ in their number of slices, its
-    fraction of the way from first to last.
-    """
-    brain = np.flatnonzero(np.asarray(source.mask[reference.slices]).any(axis=(1, 2)))
-    last = reference.stop - reference.start - 1
-    chosen = np.empty(len(target), np.int64)
-    for scan in target.scans:
-        places = np.linspace(0, last, scan.stop - scan.start)
-        chosen[scan.slices] = reference.start + brain[np.abs(places[:, None] - brain).argmin(axis=1)]
-    return chosen
+    """For each slice of `target` the index in `source` of the reference's slice nearest in place, int64 [N]."""
+    brain = np.asarray(source.mask[reference.slices]).any(axis=(1, 2))
+    nearest = [nearest_in_place(brain, scan.stop - scan.start) for scan in target.scans]
+    return reference.start + np.concatenate(nearest)
 
 
 def _paint(
