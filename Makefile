@@ -8,6 +8,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # Thread pools larger than a worker's share of the cores make everything slower, not faster.
 export OMP_NUM_THREADS ?= 1
+# Test files at a time. More than there are cores makes tests that wait for processes slower, not faster.
+JOBS ?= 2
 
 .PHONY: run install test test-slow lint format clean
 
@@ -23,10 +25,10 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow"
 
 test-slow: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -227,10 +227,10 @@ def audit(card: str, root: Path | None, home: Home, split_file: Path | None) -> 
 
     from harness.data.card import read_card
     from harness.data.dataset import open_dataset
-    from harness.yamlfile import read
+    from harness.yamlfile import read_derived
 
     sites = None
-    if Path(card).suffix in (".yaml", ".yml") and isinstance(read(card).data.get("track"), str):
+    if Path(card).suffix in (".yaml", ".yml") and isinstance(read_derived(card).data.get("track"), str):
         from harness.spec import load
 
         benchmark = load(card, cache=home.cache, root=root)

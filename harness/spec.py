@@ -8,7 +8,7 @@ from pathlib import Path
 
 from harness.problems import Problem, UserError, did_you_mean
 from harness.tracks.base import Benchmark
-from harness.yamlfile import Document, read
+from harness.yamlfile import Document, read_derived
 
 TRACKS = {"cross_site": "harness.tracks.cross_site"}
 """Evaluation protocols: the value of `track:` → the package with spec.resolve and collect.collect."""
@@ -20,7 +20,7 @@ def load(path: str | Path, overrides: Iterable[str] = (), *, cache: Path, root: 
     overrides: `key.sub=value` assignments, checked like the file itself. cache: folder for fingerprints.
     root: where the data lies, in place of `data.root`. Raises UserError with every problem found.
     """
-    document = read(path)
+    document = read_derived(path)
     for assignment in overrides:
         document.override(assignment)
     return resolve(document, cache=cache, root=root)

@@ -22,7 +22,7 @@ from harness.problems import Problem, UserError, did_you_mean
 from harness.spec import resolve
 from harness.sweep.space import KINDS, Domain, Trial, expand, fields_of
 from harness.tracks.base import RESERVED, Benchmark, unknown
-from harness.yamlfile import Document, check, read
+from harness.yamlfile import Document, check, read, read_derived
 
 
 class Objective(Settings):
@@ -196,7 +196,7 @@ def _read_base(document: Document, spec: SweepSpec, overrides: list[str]) -> tup
     if not path.is_file():
         return None, [document.problem(("base",), f"no such file: {path}")]
     try:
-        base = read(path)
+        base = read_derived(path)
     except UserError as error:
         return None, list(error.problems)
     problems: list[Problem] = []
