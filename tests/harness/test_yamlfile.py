@@ -146,7 +146,10 @@ def files(folder: Path, base: str = BASE, **others: str) -> Path:
 
 
 def test_a_derived_file_says_only_what_differs(tmp_path: Path) -> None:
-    text = "base: base.yaml\nbenchmark: new\ndata: {card: two}\nmethods: {first: {net: {width: 9}}, third: }\nmetrics: [mae]\n"
+    text = (
+        "base: base.yaml\nbenchmark: new\ndata: {card: two}\n"
+        "methods: {first: {net: {width: 9}}, third: }\nmetrics: [mae]\n"
+    )
     document = read_derived(files(tmp_path, new=text) / "new.yaml")
     assert document.data == {
         "benchmark": "new",
