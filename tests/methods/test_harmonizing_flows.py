@@ -283,6 +283,22 @@ def test_the_harmoniser_undoes_a_change_of_contrast(state: State, tmp_path: Path
     assert not shown[~dim.mask].any()
 
 
+def test_no_start_ends_in_the_negative_image() -> None:
+    """SSIM does not tell an image from its negative: outputs below 0 would stay there."""
+    pixels, mask = whole(SOURCE, slice(0, 8))
+    assert ssim(-pixels / 255, pixels / 255).item() > 0.8, "the trap"
+    assert reconstruction_loss(-pixels, pixels, "l1_ssim")["ssim"].item() < 0.1
+    for seed in range(5):
+        with seeded(seed):
+            network = build_harmonizer(small().harmonizer)
+        optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
+        for _ in range(30):
+            optimizer.zero_grad()
+            reconstruction_loss(network(0.7 * pixels) * mask, pixels, "l1_ssim")["loss"].backward()
+            optimizer.step()
+        assert network(0.7 * pixels)[mask > 0].mean().item() > 50, seed
+
+
 def test_a_part_depends_on_the_fields_it_names_and_on_no_others(tmp_path: Path) -> None:
     data = FitData({"source": SOURCE, "validation": VALIDATION})
     short = {"iterations": 3, "batch_size": 2}
@@ -554,9 +570,9 @@ def test_the_entropy_rule_uses_the_task_model_and_shows_its_most_certain_epoch(a
     method = small(stopping="entropy", patience=4)
     assert method.uses_task()
     assert not any(small(stopping=s, fixed_epochs=1).uses_task() for s in ("source_bpd", "fixed", "oracle", "none"))
-    brightened = dict(adapted)
-    key = "epochs.head.bias"
-    brightened[key] = torch.as_tensor(adapted[key]) + torch.tensor([0.0, 0.1, -0.2, 0.3, 0.2])[:, None]
+    first = {key: torch.as_tensor(value) for key, value in adapted.items() if key.startswith("epochs.")}
+    brightened = {**adapted, **{key: value[:1].repeat(5, *[1] * (value.ndim - 1)) for key, value in first.items()}}
+    brightened["epochs.head.bias"] += torch.tensor([0.0, 0.1, -0.2, 0.3, 0.2])[:, None]
     chosen, _ = choose(method, brightened, tmp_path, task=TaskHandle(Level(), {}, "cpu"))
     assert chosen == 3
     chosen, _ = choose(small(stopping="entropy", patience=1), brightened, tmp_path, task=TaskHandle(Level(), {}, "cpu"))

@@ -64,11 +64,15 @@ def harmonized(network: nn.Module, x: Tensor, mask: Tensor) -> Tensor:
 
 
 def reconstruction_loss(output: Tensor, truth: Tensor, kind: Literal["l1_ssim", "mse"]) -> dict[str, Tensor]:
-    """Loss of a batch of grey levels [B, 1, H, W], and its terms."""
+    """Loss of a batch of grey levels [B, 1, H, W], and its terms.
+
+    SSIM sees the output within 0..255 (ours). It does not tell an image from its negative, since both of its factors
+    change sign: a network whose first outputs happen to be negative would learn the negative image and stay there.
+    """
     output, truth = output.float() / 255, truth / 255
     if kind == "mse":
         return {"loss": F.mse_loss(output, truth)}
-    absolute, similarity = F.l1_loss(output, truth), ssim(output, truth)
+    absolute, similarity = F.l1_loss(output, truth), ssim(output.clamp(0, 1), truth)
     return {"loss": absolute + 1 - similarity, "l1": absolute, "ssim": similarity}
 
 

@@ -56,8 +56,9 @@ class HarmonizingFlows(Harmonizer):
     reference = "Harmonizing Flows (Beizaee et al., IPMI 2023; thesis ch. 2)"
     notes = (
         "Where the thesis and the authors' code differ, defaults follow the thesis; the code's values are fields. "
-        "Ours: L1 + (1 − SSIM) where eq. 2.5 adds SSIM; the U-Net works on levels / 255; the ranges of the "
-        "geometric augmentation; the stopping rules, which the code does not have; conditioners start at zero."
+        "Ours: L1 + (1 − SSIM) where eq. 2.5 adds SSIM, and SSIM of the output within 0..255; the U-Net works on "
+        "levels / 255; the ranges of the geometric augmentation; the stopping rules, which the code does not have; "
+        "conditioners start at zero."
     )
     source_free, task_agnostic, unknown_domains = True, True, True
     validates = True
