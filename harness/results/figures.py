@@ -242,7 +242,7 @@ def curves(table: pl.DataFrame) -> Figure:
             line = line.sort("step")
             source, target = line["source"][0], line["target"][0]
             seed = f" #{line['seed'][0]}" if rows["seed"].n_unique() > 1 else ""
-            label = (f"{source}→{target}" if target else source) + seed
+            label = (f"{source}→{target}" if target else source or "all sites") + seed
             point = "." if len(line) == 1 else ""
             colour = COLOURS[number % len(COLOURS)]
             axis.plot(line["step"], line["value"], lw=1, label=label, color=colour, marker=point)

@@ -9,9 +9,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
-from harness.results import figures, html, leaderboard
+from harness.results import exhibits, figures, html, leaderboard
 from harness.results.records import no_value
 
 
@@ -117,6 +118,23 @@ def test_report_of_failures_only(build: Callable[..., Path], toy: Any) -> None:
     page = Outline(html.write_report(folder, folder / "elsewhere.html").read_text())
     assert "No method has a complete row of DSC" in page.text
     assert "boom" in page.text
+
+
+def test_a_curve_of_a_fit_on_all_sites_is_named() -> None:
+    row = {
+        "method": "m",
+        "source": "",
+        "target": "",
+        "seed": 0,
+        "stage": "fit",
+        "name": "loss",
+        "step": 0,
+        "value": 1.0,
+    }
+    figure = figures.curves(pl.DataFrame([row], schema=exhibits.CURVES))
+    legend = figure.axes[0].get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["all sites"]
 
 
 def test_figures_are_deterministic(folder: Path) -> None:
