@@ -8,8 +8,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # Thread pools larger than a worker's share of the cores make everything slower, not faster.
 export OMP_NUM_THREADS ?= 1
-# Test files at a time. More than there are cores makes tests that wait for processes slower, not faster.
-JOBS ?= 2
+# Test files at a time; 0: one after another, in this process.
+JOBS ?= 0
 
 .PHONY: run install test test-slow lint format clean
 
