@@ -227,7 +227,7 @@ def audit(card: str, root: Path | None, home: Home, split_file: Path | None) -> 
 
     from harness.data.card import read_card
     from harness.data.dataset import open_dataset
-    from harness.yamlfile import read_derived
+    from harness.derived import read_derived
 
     sites = None
     if Path(card).suffix in (".yaml", ".yml") and isinstance(read_derived(card).data.get("track"), str):

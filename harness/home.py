@@ -72,9 +72,9 @@ class Home:
         else:
             candidates = [Path(name), self.results(name), self.results(Path(name).stem)]
             if name.endswith((".yaml", ".yml")) and Path(name).is_file():
-                from harness.yamlfile import read
+                from harness.derived import read_derived
 
-                candidates.insert(0, self.results(str(read(name).data.get("benchmark", ""))))
+                candidates.insert(0, self.results(str(read_derived(name).data.get("benchmark", ""))))
         for folder in candidates:
             if (folder / "run.json").is_file():
                 return folder

@@ -6,9 +6,10 @@ import importlib
 from collections.abc import Iterable
 from pathlib import Path
 
+from harness.derived import read_derived
 from harness.problems import Problem, UserError, did_you_mean
 from harness.tracks.base import Benchmark
-from harness.yamlfile import Document, read_derived
+from harness.yamlfile import Document
 
 TRACKS = {"cross_site": "harness.tracks.cross_site"}
 """Evaluation protocols: the value of `track:` → the package with spec.resolve and collect.collect."""

@@ -16,13 +16,14 @@ from pydantic import Field, ValidationError, field_validator
 
 from harness import registry
 from harness.api import Method, Settings
+from harness.derived import read_derived
 from harness.engine.plan import Cell
 from harness.metrics.catalogue import METRICS
 from harness.problems import Problem, UserError, did_you_mean
 from harness.spec import resolve
 from harness.sweep.space import KINDS, Domain, Trial, expand, fields_of
 from harness.tracks.base import RESERVED, Benchmark, unknown
-from harness.yamlfile import Document, check, read, read_derived
+from harness.yamlfile import Document, check, read
 
 
 class Objective(Settings):
