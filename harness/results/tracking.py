@@ -15,14 +15,13 @@ import fcntl
 import hashlib
 import json
 import logging
-import os
 import time
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from harness.engine.store import write_atomically
+from harness.quiet import quietly
 from harness.results.connection import check_uri, serve, serve_command, sqlite_path
 
 __all__ = ["Projection", "check_uri", "is_synced", "leaderboard_url", "pending", "project", "serve", "serve_command"]
@@ -107,33 +106,16 @@ def _fingerprint(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> contextlib.AbstractContextManager[None]:
     """MLflow without telemetry, minutes of retries, progress lines and warnings of its own dependencies."""
-    settings = {
+    environment = {
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     }
-    for name, value in settings.items():
-        os.environ.setdefault(name, value)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        # Imported here: importing it sets the level of its loggers, which is then turned down.
-        import mlflow  # noqa: F401
-    loggers = [logging.getLogger(name) for name in ("mlflow", "alembic")]
-    before = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            for logger in loggers:
-                logger.setLevel(logging.ERROR)
-            yield
-        finally:
-            for logger, level in zip(loggers, before, strict=True):
-                logger.setLevel(level)
+    return quietly("mlflow", environment, ("mlflow", "alembic"), logging.ERROR)
 
 
 @contextlib.contextmanager

@@ -122,29 +122,7 @@ def run(
     home.remember(name, sweep.base)
     scratch = home.root / "sweeps" / f"{name}-{_identity(sweep)[:12]}"
     journal = Journal(scratch)
-    waiting = [trial.name for trial in sweep.trials if trial.name not in journal.ended]
-    outcome = Outcome()
-    with ExitStack() as session:
-        if waiting:
-            say(f"{name}: {len(waiting)} of {len(sweep.trials)} trials to run")
-            session.enter_context(cluster(workers, address))
-            session.enter_context(running.ended_like_ctrl_c())
-            kept = kept_rows(benchmark, [trial.name for trial in sweep.trials])
-            first = [KEPT] if to_do(kept, *survey(kept, store)) else []
-            outcome = run_trials(sweep, first + waiting, store, journal, scratch, say)
-        if outcome.interrupted:
-            summary = Summary(interrupted=True)
-            stopped: dict[str, Failure] = {}
-        else:
-            stopped = _never_run(sweep, store, journal, outcome)
-            lost = outcome.failures | stopped
-            cells = [cell for cell in benchmark.plan.cells if not any(s.key in lost for s in cell.finals.values())]
-            rest = Plan.of(name, cells)
-            todo = to_do(rest, *survey(rest, store))
-            if todo and not waiting:
-                session.enter_context(cluster(workers, address))
-                session.enter_context(running.ended_like_ctrl_c())
-            summary = Execution(rest, store, benchmark.spec.resources, progress if todo else None).run()
+    outcome, stopped, summary = _compute(sweep, store, journal, scratch, workers, address, progress, say)
     summary.executed += len(outcome.executed)
     summary.executed_titles[:0] = outcome.executed
     failures = outcome.failures | summary.failures
@@ -176,6 +154,41 @@ def run(
         warnings=tuple(warnings),
         executed_stages=tuple(summary.executed_titles),
     )
+
+
+def _compute(
+    sweep: Sweep,
+    store: Store,
+    journal: Journal,
+    scratch: Path,
+    workers: int | None,
+    address: str | None,
+    progress: Progress | None,
+    say: Callable[[str], None],
+) -> tuple[Outcome, dict[str, Failure], Summary]:
+    """Run the trials that have not ended, then what they left; (trials, stages never to be run, what was left)."""
+    benchmark, name = sweep.benchmark, sweep.spec.sweep
+    waiting = [trial.name for trial in sweep.trials if trial.name not in journal.ended]
+    outcome = Outcome()
+    with ExitStack() as session:
+        if waiting:
+            say(f"{name}: {len(waiting)} of {len(sweep.trials)} trials to run")
+            session.enter_context(cluster(workers, address))
+            session.enter_context(running.ended_like_ctrl_c())
+            kept = kept_rows(benchmark, [trial.name for trial in sweep.trials])
+            first = [KEPT] if to_do(kept, *survey(kept, store)) else []
+            outcome = run_trials(sweep, first + waiting, store, journal, scratch, say)
+        if outcome.interrupted:
+            return outcome, {}, Summary(interrupted=True)
+        stopped = _never_run(sweep, store, journal, outcome)
+        lost = outcome.failures | stopped
+        cells = [cell for cell in benchmark.plan.cells if not any(s.key in lost for s in cell.finals.values())]
+        rest = Plan.of(name, cells)
+        todo = to_do(rest, *survey(rest, store))
+        if todo and not waiting:
+            session.enter_context(cluster(workers, address))
+            session.enter_context(running.ended_like_ctrl_c())
+        return outcome, stopped, Execution(rest, store, benchmark.spec.resources, progress if todo else None).run()
 
 
 def _identity(sweep: Sweep) -> str:

@@ -14,9 +14,8 @@ import logging
 import math
 import os
 import shutil
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
@@ -26,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from harness.engine.executor import Execution, Failure, Summary
 from harness.engine.plan import Cell, Plan
 from harness.engine.store import Store, open_store
+from harness.quiet import quietly
 from harness.spec import TRACKS
 from harness.sweep.file import Asha, Sweep, rungs
 from harness.tracks.base import Benchmark
@@ -243,28 +243,13 @@ def _watch(outcome: Outcome, journal: Journal, total: int, metric: str, say: Cal
     return Watch()
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> AbstractContextManager[None]:
     """Tune without banners, tables, loggers of its own, changes of folder, or a hand on Ctrl-C."""
-    settings = {
+    environment = {
         "RAY_AIR_NEW_OUTPUT": "0",
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
         "TUNE_DISABLE_SIGINT_HANDLER": "1",
         "TUNE_MAX_PENDING_TRIALS_PG": "16",
     }
-    for name, value in settings.items():
-        os.environ.setdefault(name, value)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import ray.tune  # noqa: F401
-
-        loggers = [logging.getLogger(name) for name in ("ray.tune", "ray.train", "ray.air", "ray.data")]
-        before = [logger.level for logger in loggers]
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, before, strict=True):
-                logger.setLevel(level)
+    return quietly("ray.tune", environment, ("ray.tune", "ray.train", "ray.air", "ray.data"), logging.CRITICAL)
