@@ -242,12 +242,13 @@ def report(
         place = _home(home)
         if results and len(results) > 1:
             from harness.results import combined
+            from harness.tracks.base import RESERVED
 
             if against:
                 raise UserError("--against takes one benchmark; name one")
             folder = place.results(name)
-            if Path(name).name != name or (folder / "run.json").is_file():
-                what = f"{name!r} is the name of a benchmark, or of no folder; take another"
+            if folder.resolve().parent != place.root.resolve() or name in RESERVED - {"combined"} or (folder / "run.json").is_file():
+                what = f"{name!r} is reserved, the name of a benchmark, or of no folder; take another"
                 raise UserError(Problem("--name", what))
             ranking = combined.build([place.find_results(each) for each in results])
             path = out or folder / "report.html"

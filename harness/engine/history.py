@@ -65,7 +65,7 @@ class History:
 
 
 def _rate(stage: Stage) -> str:
-    return f"{stage.kind}|{stage.fn}|{stage.params.get('part', '')}|iteration"
+    return "|".join((stage.kind, stage.fn, *stage.code, str(stage.params.get("part", "")), "iteration"))
 
 
 def _trained(stage: Stage) -> int:

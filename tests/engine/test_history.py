@@ -24,6 +24,13 @@ def test_training_is_priced_by_its_iterations(tmp_path: Path) -> None:
     assert not history.known([fit(2000)])
 
 
+def test_methods_have_rates_of_their_own(tmp_path: Path) -> None:
+    history = History(tmp_path)
+    slow, fast = (Stage("fit", name, "toy_stages:add", fit(500).params, code=(f"m:{name}",)) for name in "ab")
+    history.add(slow, 500.0)
+    assert history.estimate(fast) == pytest.approx(500 * PER_ITERATION)
+
+
 def test_the_same_settings_count_most(tmp_path: Path) -> None:
     history = History(tmp_path)
     history.add(fit(500), 50.0)

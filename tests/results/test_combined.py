@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 import tiny
+from typer.testing import CliRunner
 
+from harness.cli import app
 from harness.problems import UserError
 from harness.results import combined, html, leaderboard, published
 from harness.results.combined import Combined, Setting
@@ -128,3 +130,12 @@ class TestPublished:
     def test_no_such_table(self) -> None:
         with pytest.raises(UserError, match="no such table"):
             published.table_path("nowhere.csv")
+
+
+@pytest.mark.parametrize("name", ["store", "sweeps", "a/b", "..", "mine"])
+def test_a_combined_report_takes_nobodys_place(tmp_path: Path, name: str) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "run.json").write_text("{}")
+    done = CliRunner().invoke(app, ["report", "a", "b", "--name", name, "--home", str(tmp_path)])
+    assert done.exit_code == 2
+    assert f"--name: {name!r} is reserved, the name of a benchmark, or of no folder" in done.stderr
