@@ -247,7 +247,8 @@ def report(
             if against:
                 raise UserError("--against takes one benchmark; name one")
             folder = place.results(name)
-            if folder.resolve().parent != place.root.resolve() or name in RESERVED - {"combined"} or (folder / "run.json").is_file():
+            outside = folder.resolve().parent != place.root.resolve()
+            if outside or name in RESERVED - {"combined"} or (folder / "run.json").is_file():
                 what = f"{name!r} is reserved, the name of a benchmark, or of no folder; take another"
                 raise UserError(Problem("--name", what))
             ranking = combined.build([place.find_results(each) for each in results])
