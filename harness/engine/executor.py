@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 import os
+import socket
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -28,6 +29,9 @@ from harness.problems import Problem, UserError
 
 ATTEMPTS = 3
 """How often a stage is tried when the infrastructure fails under it; its own exception is never retried."""
+
+CONNECT_S = 10.0
+"""How long a cluster's address may take to accept a connection."""
 
 
 class Resources(Settings):
@@ -187,9 +191,9 @@ class Execution:
                 self._look_elsewhere()
                 self.progress.update(self)
         except KeyboardInterrupt:
+            # Workers end with the session. Cancelling their tasks first would race with those that just finish, which
+            # has aborted this process from within Ray.
             self.summary.interrupted = True
-            for ref in self.running:
-                ray.cancel(ref, force=True)
 
     # ------------------------------------------------------------------------------------- scheduling
 
@@ -440,6 +444,8 @@ def cluster(workers: int | None = None, address: str | None = None) -> Iterator[
     else:
         options["address"] = address
     try:
+        if address is not None:
+            _listening(address)
         ray.init(**options)
     except Exception as error:  # Ray raises what it likes: no cluster, no client, another version, no token
         if address is None:
@@ -451,3 +457,11 @@ def cluster(workers: int | None = None, address: str | None = None) -> Iterator[
     finally:
         ray.shutdown()
         _REMOTE.clear()
+
+
+def _listening(address: str) -> None:
+    """Raises OSError where nothing answers at HOST:PORT; Ray itself would try for minutes. Other forms are Ray's."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S):
+            pass

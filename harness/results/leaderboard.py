@@ -159,7 +159,7 @@ def build_from(info: RunInfo, table: pl.DataFrame) -> Leaderboard:
     oracles = {method.name for method in info.methods if method.oracle}
     fair = [name for name in names if name not in oracles]
     best = {m: min(_best({n: scores[n][m] for n in fair}, m), key=names.index, default=None) for m in metrics}
-    ranks = rank_test(table.filter(~pl.col("method").is_in(oracles)), fair)
+    ranks = rank_test(table.filter(~pl.col("method").is_in(oracles)), fair, info.rank_metrics)
     ordered = sorted(names, key=lambda name: (name in oracles, *_place(scores[name][info.headline], info.headline)))
     fates = aggregate.cell_fates(table)
     rows = tuple(

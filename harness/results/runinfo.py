@@ -97,8 +97,8 @@ class RunInfo(_Frozen):
 
     baseline: display name of the row that others are tested against. headline: id of the metric that orders the
     leaderboard. methods: the rows. task: the model of the downstream task, shared by all rows. started: ISO 8601.
-    published: setting of the published tables that this benchmark repeats. rank_metrics: those that count in ranks
-    over several benchmarks, () for all.
+    published: setting of the published tables that this benchmark repeats. rank_metrics: those that count in mean
+    ranks, () for all.
     sweep: the search that the rows come from, None for an ordinary run. commit: git commit of the benchmark's folder,
     None where unknown. environment: versions and machine.
     """

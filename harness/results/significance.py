@@ -25,10 +25,10 @@ RESAMPLES = 2000  # ours: the ends of a 95 % interval move by about 2 % of its w
 class RankTest:
     """Mean ranks of methods over settings in which all of them have a value; 1 is best, ties share the average.
 
-    left_out: methods without a single value. dropped: settings that lack a value of some ranked method.
-    available_ranks: each method over all settings it has, ranked among those present there. statistic, p: Friedman,
-    corrected for ties; None where it is not defined. critical_difference: Nemenyi at 5 %. groups: maximal runs of
-    methods whose mean ranks differ by less than it.
+    metrics: those with such a setting; without: the others. left_out: methods without a single value. dropped:
+    settings that lack a value of some ranked method. available_ranks: each method over all settings it has, ranked
+    among those present there. statistic, p: Friedman, corrected for ties; None where it is not defined.
+    critical_difference: Nemenyi at 5 %. groups: maximal runs of methods whose mean ranks differ by less than it.
     """
 
     metrics: tuple[str, ...]
@@ -41,6 +41,7 @@ class RankTest:
     p: float | None
     critical_difference: float | None
     groups: tuple[tuple[str, ...], ...]
+    without: tuple[str, ...] = ()
     unit: str = "source, target, metric"
 
     @property
@@ -50,6 +51,8 @@ class RankTest:
         over = f"rank: mean over {self.settings} complete settings ({self.unit} of {metrics})"
         if self.dropped:
             over += f"; {self.dropped} settings dropped, in which some method has no value"
+            if self.without:
+                over += f" (all of {', '.join(self.without)})"
         if not self.settings:
             over = f"no mean ranks: none of {self.dropped} settings has a value of every method"
         lines = [over]
@@ -106,9 +109,12 @@ def p_text(p: float | None) -> str:
     return "< 0.0001" if p < 0.0001 else f"{p:.4f}" if p < 0.1 else f"{p:.2f}"
 
 
-def rank_test(records: pl.DataFrame, methods: Sequence[str]) -> RankTest | None:
-    """Ranks of the methods over all metrics that are ranked; None with fewer than two methods that have values."""
-    metrics = ranked(records["metric"].unique().sort())
+def rank_test(records: pl.DataFrame, methods: Sequence[str], metrics: Sequence[str] = ()) -> RankTest | None:
+    """Ranks of the methods over `metrics`, or over all that can be ranked.
+
+    None with fewer than two methods that have values.
+    """
+    metrics = metrics or ranked(records["metric"].unique().sort())
     values = pair_means(records).filter(OFF_DIAGONAL & pl.col("metric").is_in(metrics))
     having = set(values["method"].unique())
     names = [name for name in methods if name in having]
@@ -131,8 +137,10 @@ def ranks_of(
     ranks, friedman = ranking.mean_ranks(table, lower), ranking.friedman(table, lower)
     mean = {n: float(r) for n, r in zip(names, ranks.mean_rank, strict=True) if math.isfinite(r)}
     difference = _number(ranking.nemenyi_cd(len(names), ranks.n_settings))
+    complete = {metric for metric, column in zip(metrics, table.T, strict=True) if np.isfinite(column).all()}
     return RankTest(
-        metrics=tuple(sorted(set(metrics))),
+        metrics=tuple(sorted(complete)),
+        without=tuple(sorted(set(metrics) - complete)),
         settings=ranks.n_settings,
         dropped=ranks.n_dropped,
         mean_ranks=mean,

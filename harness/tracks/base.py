@@ -45,7 +45,7 @@ class ReportSection(Settings):
     headline: str | None = Field(None, description="metric that orders the leaderboard; default: the first listed")
     published: str = Field("", description="setting of the published tables to show beside, with --against")
     rank_metrics: list[str] = Field(
-        default_factory=list, description="metrics that count in ranks over several benchmarks; empty: all"
+        default_factory=list, description="metrics that count in mean ranks; empty: all that can be ranked"
     )
 
 

@@ -120,9 +120,9 @@ def test_a_tracking_uri_that_does_not_answer(tmp_path: Path) -> None:
 
 def test_a_cluster_that_is_not_there(tmp_path: Path) -> None:
     tiny.write(tmp_path)
-    done = tiny.harness("run", "tiny.yaml", "--address", "auto", "--tracking", "none", cwd=tmp_path)
+    done = tiny.harness("run", "tiny.yaml", "--address", "127.0.0.1:9", "--tracking", "none", cwd=tmp_path)
     assert done.returncode == 2, done.stderr
-    assert done.stderr.strip().splitlines()[-1].startswith("--address auto: no Ray cluster can be reached")
+    assert done.stderr.strip().splitlines()[-1].startswith("--address 127.0.0.1:9: no Ray cluster can be reached")
     assert "Traceback" not in done.stderr
 
 

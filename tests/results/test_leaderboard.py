@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from harness.results import leaderboard, significance, terminal
+from harness.results import leaderboard, records, runinfo, significance, terminal
 from harness.results.leaderboard import Leaderboard
 from harness.results.records import no_value, to_frame
 
@@ -62,7 +62,9 @@ def test_in_domain_is_apart_from_the_means(board: Leaderboard) -> None:
 def test_ranks_are_over_complete_settings(board: Leaderboard) -> None:
     ranks = board.ranks
     assert ranks is not None
-    assert ranks.metrics == ("dsc", "hd95", "wasserstein"), "missing structures are part of HD95"
+    assert ranks.metrics == ("dsc", "hd95"), "missing structures are part of HD95"
+    assert ranks.without == ("wasserstein",), "the adapter returns no images"
+    assert ranks.notes[0].endswith("10 settings dropped, in which some method has no value (all of wasserstein)")
     assert (ranks.settings, ranks.dropped) == (8, 10)
     assert {row.method: row.mean_rank for row in board.rows} == {
         "broken": 1,
@@ -77,6 +79,13 @@ def test_ranks_are_over_complete_settings(board: Leaderboard) -> None:
     assert ranks.p is not None
     assert ranks.p < 0.0001
     assert ranks.critical_difference == pytest.approx(2.850 * (6 * 7 / (6 * 8)) ** 0.5, abs=1e-3), "Demšar, table 5a"
+
+
+def test_a_benchmark_says_which_metrics_count_in_ranks(folder: Path) -> None:
+    info, table = runinfo.read(folder), records.read(folder)
+    ranks = leaderboard.build_from(info.model_copy(update={"rank_metrics": ("dsc",)}), table).ranks
+    assert ranks is not None
+    assert (ranks.metrics, ranks.without, ranks.settings, ranks.dropped) == (("dsc",), (), 4, 2)
 
 
 def test_groups_are_maximal_runs_within_the_critical_difference(board: Leaderboard) -> None:
