@@ -46,7 +46,11 @@ def test_a_truncated_image(root: Path, audit: Audit) -> None:
     assert "damaged or cut short: copy or export it again" in line
 
 
-@pytest.mark.parametrize("content", [b"", b"not an image", gzip.compress(b"x" * 400), b"\x1f\x8b\x08\x00broken"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"not an image", gzip.compress(b"x" * 400), b"\x1f\x8b\x08\x00broken"],
+    ids=["empty", "text", "gzip of text", "broken gzip"],
+)
 def test_a_file_that_is_no_image(root: Path, audit: Audit, content: bytes) -> None:
     (root / "a/s1_T1w.nii.gz").write_bytes(content)
     (line,) = audit()
