@@ -7,7 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from harness.problems import UserError, did_you_mean
+from harness.untrusted import is_file
 from harness.yamlfile import Document, Where, read
+
+LONGEST_CHAIN = 16
+"""Files that may build on each other."""
 
 
 def read_derived(path: str | Path) -> Document:
@@ -18,7 +22,8 @@ def read_derived(path: str | Path) -> Document:
     without: dotted keys of the base that are left out.
 
     Neither key is in the document that comes back; every position is that in the file the value stands in. Raises
-    UserError like `read`, and for bases that do not exist, go round in circles, or lack a key of `without`.
+    UserError like `read`, and for bases that do not exist, go round in circles, make too long a chain, or lack a key
+    of `without`.
     """
     return _read_derived(Path(path), [])
 
@@ -30,11 +35,13 @@ def _read_derived(path: Path, open_files: list[Path]) -> Document:
             raise UserError(document.problem(("without",), "there is no base to leave anything out of"))
         return document
     name = document.data.pop("base")
-    if not isinstance(name, str) or not (path.parent / name).is_file():
+    if not isinstance(name, str) or not is_file(path.parent / name):
         raise UserError(document.problem(("base",), f"no such file: {path.parent / str(name)}"))
     above = [*open_files, path.resolve()]
     if (path.parent / name).resolve() in above:
         raise UserError(document.problem(("base",), f"{name} leads back to this file"))
+    if len(above) >= LONGEST_CHAIN:
+        raise UserError(document.problem(("base",), f"more than {LONGEST_CHAIN} files build on each other here"))
     base = _read_derived(path.parent / name, above)
     _leave_out(base, document)
     _relocate(base, path.parent)
@@ -57,7 +64,7 @@ def _leave_out(base: Document, document: Document) -> None:
         if isinstance(node, dict) and last in node:
             del node[last]
         else:
-            hint = did_you_mean(last, node) if isinstance(node, dict) else ""
+            hint = did_you_mean(last, map(str, node)) if isinstance(node, dict) else ""
             problems.append(document.problem(("without", i), f"the base has no {dotted}{hint}"))
     if problems:
         raise UserError(problems)
@@ -83,9 +90,7 @@ def _merge(into: Document, document: Document, loc: Where) -> None:
             into.positions[here] = document.where(here)
             _merge(into, document, here)
             continue
-        old[key] = value
-        into.positions = {k: v for k, v in into.positions.items() if k[: len(here)] != here}
-        into.positions |= {k: v for k, v in document.positions.items() if k[: len(here)] == here}
+        into.put_from(here, value, document, here)
 
 
 def _another(known: dict[Any, Any], value: dict[Any, Any]) -> bool:

@@ -12,14 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from harness.data import volumes
+from harness.data import imagefile, volumes
 from harness.data.layout import ScanFiles
-from harness.data.schema import Slices
+from harness.data.schema import MOST_VOXELS, Slices
 from harness.problems import Problem
-
-MOST_VOXELS = 512**3
-LONGEST_AXIS = 2048
-"""Largest volume that is read, and its longest axis; whole-brain scans at 0.4 mm stay below both. Ours."""
 
 SAME_PLACE_MM = 0.1
 """Affines of one scan's files may differ by this much at the volume's far corner. Ours."""
@@ -30,19 +26,24 @@ Finding = list[str]
 
 @dataclass(frozen=True)
 class Checks:
-    """What a scan is held to. as_stored: levels are kept, so files must be 8-bit. groups: ids of labels."""
+    """What a scan is held to.
+
+    percentile: of the brain, becomes white; None: levels are kept, so files must be 8-bit. groups: ids of labels.
+    """
 
     slices: Slices
-    as_stored: bool = False
+    percentile: float | None = 99.5
     groups: volumes.Ranges | None = None
+    most_voxels: int = MOST_VOXELS
 
 
 def check_scan(root: Path, scan: ScanFiles, checks: Checks) -> list[Finding]:
     """Everything wrong with the files of one scan. Never raises for what they hold."""
     findings: list[Finding] = []
-    image = _read(root, scan.image, "image", findings)
-    label = _read(root, scan.label, "label", findings) if scan.label else None
-    mask = _read(root, scan.mask, "mask", findings) if scan.mask else None
+    most = checks.most_voxels
+    image = _read(root, scan.image, "image", findings, most)
+    label = _read(root, scan.label, "label", findings, most) if scan.label else None
+    mask = _read(root, scan.mask, "mask", findings, most) if scan.mask else None
     if image is not None:
         findings += _image(scan.image, image, checks)
     for role, path, volume in (("label", scan.label, label), ("mask", scan.mask, mask)):
@@ -50,7 +51,7 @@ def check_scan(root: Path, scan: ScanFiles, checks: Checks) -> list[Finding]:
             findings += _alignment(path, role, volume, image, scan.image)
     if label is not None and scan.label:
         findings += _labels(scan.label, label, checks)
-    findings += _brain(scan, image, mask, checks)
+    findings += _brain(scan, image, mask, checks, sound=not findings)
     return findings
 
 
@@ -94,67 +95,42 @@ class _Volume:
     scaled: bool
 
 
-def _read(root: Path, path: str, role: str, findings: list[Finding]) -> _Volume | None:
+def _read(root: Path, path: str, role: str, findings: list[Finding], most_voxels: int = MOST_VOXELS) -> _Volume | None:
     """The file's volume, or None with a finding."""
-    import nibabel as nib
 
     def refuse(what: str) -> None:
         findings.append([path, what])
 
     try:
-        image: Any = nib.load(root / path)
-        shape = tuple(int(n) for n in image.shape)
-        trouble = _header_trouble(shape, image)
-        if trouble:
-            refuse(f"{trouble}; export the {role} again")
-            return None
+        image = imagefile.open_image(root / path, most_voxels)
         proxy = image.dataobj  # reorienting loads and scales: ask for what is stored before
-        scaled = (getattr(proxy, "slope", 1.0), getattr(proxy, "inter", 0.0)) != (1.0, 0.0)
+        scaled = (proxy.slope, proxy.inter) != (1.0, 0.0)
         stored = image.get_data_dtype()
-        image = volumes.open_canonical(root / path)
-        data = np.asarray(image.dataobj)
+        image = imagefile.canonical(image)
+        data = imagefile.read_voxels(image)
     except FileNotFoundError:
         refuse(f"no such {role}; add the file, or exclude the scan")
         return None
-    except MemoryError:
-        refuse(f"the {role} does not fit into memory; export it again, smaller")
+    except imagefile.BadHeader as error:
+        refuse(f"{error}; export the {role} again")
         return None
-    except Exception as error:  # any file may be anything: whatever reading it raises is its fault
-        lines = str(error).strip().splitlines()
-        why = lines[0] if lines else type(error).__name__
-        refuse(f"the {role} cannot be read ({why}); it is damaged or cut short: copy or export it again")
+    except imagefile.BadImage as error:
+        refuse(f"the {role} cannot be read ({error}); it is damaged or cut short: copy or export it again")
         return None
     return _Volume(data, image.affine, image.header.get_zooms()[:3], stored, scaled)
-
-
-def _header_trouble(shape: tuple[int, ...], image: Any) -> str | None:
-    while len(shape) > 3 and shape[-1] == 1:
-        shape = shape[:-1]
-    if any(n < 1 for n in shape) or max(shape, default=0) > LONGEST_AXIS or np.prod(shape, dtype=float) > MOST_VOXELS:
-        return f"its header claims {' × '.join(map(str, shape))} voxels, more than any head has"
-    if len(shape) != 3:
-        return f"has {len(shape)} dimensions ({' × '.join(map(str, shape))}), where one volume of 3 is needed"
-    if image.get_data_dtype().kind not in "uif":
-        return f"its voxels are of type {image.get_data_dtype()}, no plain numbers"
-    affine = np.asarray(image.affine, dtype=float)
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-6:
-        return "its header has no usable orientation (affine)"
-    zooms = [float(size) for size in image.header.get_zooms()[:3]]
-    if not all(0.05 <= size <= 20 for size in zooms):
-        return f"its header claims voxels of {' × '.join(f'{size:g}' for size in zooms)} mm"
-    return None
 
 
 def _image(path: str, image: _Volume, checks: Checks) -> list[Finding]:
     findings: list[Finding] = []
     if image.data.dtype.kind == "f":
-        bad = int(np.count_nonzero(~np.isfinite(image.data)))
+        # Images are held in float32: what does not fit becomes infinite.
+        bad = int(np.count_nonzero(~(np.abs(image.data) <= np.finfo(np.float32).max)))
         if bad:
             findings.append([path, f"{bad} voxels are NaN or infinite; mend the image, or exclude the scan"])
             return findings
     if image.data.min() == image.data.max():
         findings.append([path, f"every voxel is {image.data.flat[0]:g}; export the image again, or exclude the scan"])
-    if checks.as_stored and (image.stored != np.uint8 or image.scaled):
+    if checks.percentile is None and (image.stored != np.uint8 or image.scaled):
         what = f"is stored as {image.stored}{' with scaling' if image.scaled else ''}, but intensity: none needs 8 bits"
         findings.append([path, f"{what}; set intensity: {{percentile: 99.5}}"])
     return findings
@@ -174,7 +150,7 @@ def _alignment(path: str, role: str, volume: _Volume, image: _Volume, image_path
 
 
 def _labels(path: str, label: _Volume, checks: Checks) -> list[Finding]:
-    if label.data.dtype.kind == "f" and not np.all(np.isfinite(label.data) & (label.data == np.rint(label.data))):
+    if not volumes.are_integers(label.data):
         return [[path, "labels are not whole numbers; resample them by nearest neighbour"]]
     if checks.groups is None:
         return []
@@ -186,8 +162,8 @@ def _labels(path: str, label: _Volume, checks: Checks) -> list[Finding]:
     return [[path, f"label ids {shown} are in no group; add them to the label table's grouping, or choose another"]]
 
 
-def _brain(scan: ScanFiles, image: _Volume | None, mask: _Volume | None, checks: Checks) -> list[Finding]:
-    """Whether there is a brain, and whether it fits the slices."""
+def _brain(scan: ScanFiles, image: _Volume | None, mask: _Volume | None, checks: Checks, sound: bool) -> list[Finding]:
+    """Whether there is a brain, whether it fits the slices, and, of files that are `sound`, whether it is bright."""
     volume, path = (mask, scan.mask) if scan.mask else (image, scan.image)
     if volume is None or path is None:
         return []
@@ -206,4 +182,9 @@ def _brain(scan: ScanFiles, image: _Volume | None, mask: _Volume | None, checks:
     if slices.count != "all" and len(cut.indexes) < slices.count:
         what = f"the range holds {len(cut.indexes)} slices, slices.count asks for {slices.count}"
         findings.append([path, f"{what}; lower count, widen range, or write count: all"])
+    if sound and image is not None and checks.percentile is not None:
+        try:
+            volumes.to_unit(image.data.astype(np.float32), inside, checks.percentile)
+        except ValueError as error:
+            findings.append([scan.image, f"{error}; mend the image or its mask, or exclude the scan"])
     return findings

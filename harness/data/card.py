@@ -15,6 +15,7 @@ from typing import Any
 from harness import yamlfile
 from harness.data.schema import KINDS, Card, NiftiCard, PhantomCard, cross_check
 from harness.problems import Problem, UserError, did_you_mean
+from harness.untrusted import is_file, plain
 from harness.yamlfile import Document, Where
 
 __all__ = ["Card", "NiftiCard", "PhantomCard", "card_ids", "cards_folder", "load_card", "read_card"]
@@ -37,7 +38,7 @@ def card_ids() -> list[str]:
 
 def read_card(name: str | Path) -> Card:
     """A built-in card by id, or a card file by its path (ending in .yaml). Raises UserError with every problem."""
-    document = _read(str(name), Path(), lambda what: Problem(str(name), what))
+    document = _read(str(name), Path(), lambda what: Problem(plain(str(name)), plain(what)))
     return _finish(document, Path(document.path).parent)
 
 
@@ -72,7 +73,7 @@ def _read(name: str, folder: Path, problem: Any) -> Document:
     """The YAML of a card named by id or path. `problem` makes a Problem at the place that names it."""
     if name.endswith(_YAML):
         path = folder / name
-        if not path.is_file():
+        if not is_file(path):
             raise UserError(problem(f"no such card file: {path}"))
         return yamlfile.read(path)
     path = cards_folder() / f"{name}.yaml"
@@ -114,12 +115,10 @@ def _resolve_labels(document: Document, folder: Path) -> None:
     else:
         path = cards_folder() / "labels" / f"{name}.yaml"
         known = sorted(p.stem for p in path.parent.glob("*.yaml"))
-    if not path.is_file() or (known and name not in known):
+    if not is_file(path) or (known and name not in known):
         raise UserError(document.problem(("labels",), f"unknown label table {name!r}{did_you_mean(name, known)}"))
     table = yamlfile.read(path, _shown(path))
-    document.data["labels"] = table.data
-    document.positions = {loc: at for loc, at in document.positions.items() if loc[:1] != ("labels",)}
-    document.positions |= {("labels", *loc): at for loc, at in table.positions.items()}
+    document.put_from(("labels",), table.data, table, ())
 
 
 def _overlay(base: Document, changes: Mapping[Any, Any], source: Document, at: Where, loc: Where = ()) -> None:
@@ -132,11 +131,7 @@ def _overlay(base: Document, changes: Mapping[Any, Any], source: Document, at: W
         if isinstance(value, dict) and isinstance(node.get(key), dict):
             _overlay(base, value, source, there, here)
             continue
-        node[key] = copy.deepcopy(value)
-        base.positions = {k: v for k, v in base.positions.items() if k[: len(here)] != here}
-        base.positions[here] = source.where(there)
-        inside = {k: v for k, v in source.positions.items() if k[: len(there)] == there}
-        base.positions |= {(*here, *k[len(there) :]): v for k, v in inside.items()}
+        base.put_from(here, copy.deepcopy(value), source, there)
 
 
 def _shown(path: Path) -> str:

@@ -18,6 +18,7 @@ from harness.data.splits import Assignment, SplitFile, as_document, read_split_f
 from harness.engine.plan import Stage
 from harness.engine.worker import StageRun
 from harness.problems import Problem
+from harness.untrusted import is_folder
 
 
 class Dataset(ABC):
@@ -191,7 +192,7 @@ class Dataset(ABC):
     def _missing_root(self) -> list[str]:
         if self.root is None:
             what = f"{self.card.name}: no data folder is named; give --root DIR, or data.root in the benchmark"
-        elif not self.root.is_dir():
+        elif not is_folder(self.root):
             what = f"{self.card.name}: there is no folder {self.root}; mend --root or data.root"
         else:
             return []

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.engine.store import write_atomically
+from harness.untrusted import open_regular
 
 YOUNG_NS = 2_000_000_000
 """A file changed this recently may change again within one tick of a coarse clock: it is not remembered."""
@@ -71,8 +72,8 @@ def fingerprints(paths: Iterable[Path], cache: Path | None) -> dict[Path, str | 
 
 
 def sha256_of(path: Path) -> str:
-    """sha256 of a file's bytes, in hex. Raises OSError."""
-    with path.open("rb") as file:
+    """sha256 of a regular file's bytes, in hex. Raises OSError."""
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

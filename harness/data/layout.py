@@ -1,13 +1,15 @@
 """Where a site's scans lie: path patterns with named fields, and the table of who was scanned.
 
 A pattern such as `sub-{scan}_T1w.nii.gz` or `{subject}/{session}/anat/*_T1w.nii.gz` is relative to the data root
-and cannot leave it. A field matches part of one name and the same text wherever it recurs.
+and cannot leave it, not even by a link. A field matches part of one name and the same text wherever it recurs.
 """
 
 from __future__ import annotations
 
 import csv
 import glob
+import io
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -15,12 +17,23 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal
 
 from harness.problems import Problem, did_you_mean
+from harness.untrusted import leads_out, open_regular, plain
 
 if TYPE_CHECKING:
     from harness.data.schema import NiftiCard, SubjectsTable
 
 FIELDS = ("scan", "subject", "session")
 _FIELD = re.compile(r"\{([^{}]*)\}")
+
+MOST_WILDCARDS = 4
+"""`*` and new fields in one name: with k of them, a long name can be cut in length^k ways before it does not match."""
+
+LONGEST_PATH = 1000
+"""Characters of a pattern; file systems allow 4096 of a whole path."""
+
+LARGEST_TABLE = 256 * 2**20
+LONGEST_TABLE = 1_000_000
+"""Bytes and rows of a table of subjects. Cohorts of 100,000 people with a hundred columns stay below both."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +65,10 @@ def path_trouble(path: str) -> str | None:
     """Why a path cannot be used below a data root, or None."""
     if not path.strip():
         return "is empty; name a path below the data root"
+    if len(path) > LONGEST_PATH:
+        return f"has {len(path)} characters; no path is that long"
+    if not path.isprintable():
+        return f"{path!r} holds a character that cannot be shown; rename the files"
     if path.startswith(("/", "~")) or re.match(r"^[A-Za-z]:|^\\", path):
         return f"{path!r} is absolute; write it relative to the data root (--root, or data.root)"
     if "\\" in path:
@@ -70,9 +87,15 @@ def pattern_trouble(pattern: str) -> str | None:
         return f"{pattern!r} has a brace without its partner"
     if "**" in pattern:
         return f"{pattern!r}: ** is not known; write out the folders, with * for a name that varies"
-    for name in _FIELD.findall(pattern):
-        if name not in FIELDS:
-            return f"unknown field {{{name}}}{did_you_mean(name, FIELDS)}"
+    known: set[str] = set()
+    for part in pattern.split("/"):
+        names = _FIELD.findall(part)
+        for name in names:
+            if name not in FIELDS:
+                return f"unknown field {{{name}}}{did_you_mean(name, FIELDS)}"
+        if part.count("*") + len(set(names) - known) > MOST_WILDCARDS:
+            return f"{part!r} has more than {MOST_WILDCARDS} fields and *; write out more of the name"
+        known.update(names)
     return None
 
 
@@ -105,8 +128,10 @@ def _glob(pattern: str, values: Mapping[str, str]) -> str:
     )
 
 
-def _matches(root: Path, pattern: str, values: Mapping[str, str] | None = None) -> list[tuple[str, dict[str, str]]]:
-    """(path below root, field values) of each file that matches, ordered by path."""
+def _matches(
+    root: Path, pattern: str, problems: list[Problem], values: Mapping[str, str] | None = None
+) -> list[tuple[str, dict[str, str]]]:
+    """(path below root, field values) of each file that matches, ordered by path; refused ones are problems."""
     values = values or {}
     regex = _regex(pattern)
     found = []
@@ -114,8 +139,22 @@ def _matches(root: Path, pattern: str, values: Mapping[str, str] | None = None) 
         posix = path.replace("\\", "/")
         match = regex.fullmatch(posix)
         if match and match.groupdict().items() >= values.items() and (root / path).is_file():
-            found.append((posix, match.groupdict()))
+            refused = refusal(root, posix)
+            if refused:
+                problems.append(Problem(plain(str(root / posix)), refused))
+            else:
+                found.append((posix, match.groupdict()))
     return found
+
+
+def refusal(root: Path, path: str) -> str | None:
+    """Why a file below the root is not read, or None."""
+    if not path.isprintable():
+        return "its name holds a character that cannot be shown; rename it"
+    elsewhere = leads_out(root, root / path)
+    if elsewhere is not None:
+        return f"is a link out of the data root, to {plain(elsewhere)}; copy the file, or name a root that holds both"
+    return None
 
 
 # ------------------------------------------------------------------------------------------------- scans
@@ -156,7 +195,7 @@ def find_scans(root: Path, card: NiftiCard, site_name: str) -> Layout:
     persons = {scan: group[0] for group in site.same_subject for scan in group}
     seen: dict[str, str] = {}
     scans: list[ScanFiles] = []
-    for path, values in _matches(root, site.image):
+    for path, values in _matches(root, site.image, problems):
         name = _scan_name(values)
         if name in site.exclude:
             seen.setdefault(name, path)
@@ -184,10 +223,10 @@ def find_scans(root: Path, card: NiftiCard, site_name: str) -> Layout:
                 row.sex if row else None,
             )
         )
-    if not seen:
+    if not seen and not problems:
         what = f"no file matches; check the root, and the pattern of {site_name}"
         problems.append(Problem(str(root / site.image), what))
-    else:
+    if seen:
         problems += _unknown_names(card, site_name, seen)
     return Layout(tuple(sorted(scans, key=lambda scan: scan.name)), (*(people.problems() if people else ()), *problems))
 
@@ -205,9 +244,12 @@ def _partner(
     if pattern is None:
         return None
     given = {name: value for name, value in values.items() if name in fields_of(pattern)}
-    found = [path for path, _ in _matches(root, pattern, given)]
-    if len(found) == 1:
+    before = len(problems)
+    found = [path for path, _ in _matches(root, pattern, problems, given)]
+    if len(found) == 1 and len(problems) == before:
         return found[0]
+    if len(problems) > before:
+        return None
     expected = _FIELD.sub(lambda match: values[match[1]], pattern)
     if found:
         what = f"{len(found)} files match ({', '.join(found[:2])}…); make the {role} pattern narrower"
@@ -260,7 +302,7 @@ class _People:
     def _rows(self, values: Mapping[str, str]) -> _Rows:
         file = _filled(self.table.file, values)
         if file not in self._read:
-            self._read[file] = _read_table(self.root / file, self.table, self.age_unit)
+            self._read[file] = _read_table(self.root, file, self.table, self.age_unit)
         return self._read[file]
 
 
@@ -268,29 +310,45 @@ def _filled(pattern: str, values: Mapping[str, str]) -> str:
     return _FIELD.sub(lambda match: values[match[1]], pattern)
 
 
-def _read_table(path: Path, table: SubjectsTable, age_unit: str) -> _Rows:
+def _read_table(root: Path, name: str, table: SubjectsTable, age_unit: str) -> _Rows:
     result = _Rows()
+    path = root / name
+    shown = plain(str(path))
+
+    def refuse(what: str) -> _Rows:
+        result.problems.append(Problem(shown, plain(what)))
+        return result
+
+    if leads_out(root, path) is not None:
+        return refuse("is a link out of the data root; copy the table, or name a root that holds both")
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
+        with open_regular(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as file:
+            size = os.fstat(raw.fileno()).st_size
+            if size > LARGEST_TABLE:
+                return refuse(f"the table has {size / 2**20:.0f} MiB; keep the rows and columns that are needed")
             reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
             missing = [column for column in (table.scan, *table.only) if column not in (reader.fieldnames or ())]
             if missing:
                 columns = ", ".join(reader.fieldnames or ()) or "none"
                 where = "subjects.scan" if missing[0] == table.scan else "subjects.only"
-                what = f"has no column {missing[0]!r} (it has {columns}); set {where} to the right one"
-                result.problems.append(Problem(str(path), what))
-                return result
-            for raw in reader:
-                scan, row = _row(f"{path}:{reader.line_num}", raw, table, age_unit)
+                return refuse(f"has no column {missing[0]!r} (it has {columns[:500]}); set {where} to the right one")
+            for cells in reader:
+                if reader.line_num > LONGEST_TABLE:
+                    return refuse(f"the table has more than {LONGEST_TABLE:,} lines; keep the rows that are needed")
+                scan, row = _row(f"{shown}:{reader.line_num}", cells, table, age_unit)
                 if scan in result.rows:
                     first = result.rows[scan]
-                    twice = Problem(f"{path}:{reader.line_num}", f"scan {scan!r} is listed twice; keep one row")
+                    if first.problems:
+                        continue
+                    twice = Problem(f"{shown}:{reader.line_num}", f"scan {scan!r} is listed twice; keep one row")
                     row = replace(first, problems=(*first.problems, twice))
                 result.rows[scan] = row
     except FileNotFoundError:
-        result.problems.append(Problem(str(path), "no such table of subjects; add it, or drop subjects: from the card"))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        result.problems.append(Problem(str(path), f"the table cannot be read: {error}; save it as UTF-8 text"))
+        return refuse("no such table of subjects; add it, or drop subjects: from the card")
+    except OSError as error:
+        return refuse(f"the table cannot be read: {error.strerror or error}")
+    except (UnicodeDecodeError, csv.Error) as error:
+        return refuse(f"the table cannot be read: {error}; save it as UTF-8 text")
     return result
 
 

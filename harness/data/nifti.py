@@ -22,6 +22,7 @@ from harness.data.stack import Stack
 from harness.engine.plan import Stage, canonical, seed_of
 from harness.engine.worker import StageRun
 from harness.problems import Problem
+from harness.untrusted import is_folder
 
 
 class NiftiDataset(Dataset):
@@ -101,7 +102,7 @@ class NiftiDataset(Dataset):
 
     @property
     def _absent(self) -> bool:
-        return self.root is None or not self.root.is_dir()
+        return self.root is None or not is_folder(self.root)
 
     @property
     def _root(self) -> Path:
@@ -154,8 +155,12 @@ class NiftiDataset(Dataset):
             params=params,
             resources="prepare",
             data="absent" if self._absent else hashlib.sha256(canonical(contents).encode()).hexdigest(),
-            local={} if self._absent else {"root": str(self._root.absolute()), "files": files},
+            local={} if self._absent else self._local(files),
         )
+
+    def _local(self, files: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
+        """Where the files lie, and how large they may be: nothing that an artifact depends on."""
+        return {"root": str(self._root.absolute()), "files": files, "most_voxels": self.card.most_voxels}
 
     def hashes(self, site: str) -> dict[str, str | None]:
         """sha256 by path below the root of every file of the site's scans; None where it cannot be read."""
@@ -206,10 +211,11 @@ class NiftiDataset(Dataset):
 
         labels = self.card.labels
         groups = labels.ranges(self.card.sites[base].grouping) if labels and self.labelled(base) else None
-        checks = audit.Checks(self.card.slices, self.card.intensity.percentile is None, groups)
+        checks = audit.Checks(self.card.slices, self.card.intensity.percentile, groups, self.card.most_voxels)
         asked = [
             code.fingerprint(("harness.data.audit:check_scan",)),
-            {"slices": checks.slices.model_dump(mode="json"), "as_stored": checks.as_stored, "groups": groups},
+            self.card.slices.model_dump(mode="json"),
+            [checks.percentile, groups, checks.most_voxels],
         ]
         hashes = self.hashes(base)
         problems: list[Problem] = []
@@ -275,7 +281,7 @@ def nifti_labels(run: StageRun) -> None:
         scans = []
         for who in params["scans"]:
             path = _path(run.local, who["id"], "label")
-            ids = volumes.read_integers(path)
+            ids = volumes.read_integers(path, run.local["most_voxels"])
             grouped, unknown = volumes.group_labels(ids, params["groups"])
             if unknown:
                 raise ValueError(f"{path}: label ids {unknown[:5]} are in no group; audit the data set again")
@@ -298,9 +304,10 @@ class _Brain:
 
 
 def _brain(local: Mapping[str, Any], scan: str) -> _Brain:
-    image, voxel = volumes.read_image(_path(local, scan, "image"))
+    most = local["most_voxels"]
+    image, voxel = volumes.read_image(_path(local, scan, "image"), most)
     masked = "mask" in local["files"][scan]
-    mask = volumes.read_mask(_path(local, scan, "mask")) if masked else image > 0
+    mask = volumes.read_mask(_path(local, scan, "mask"), most) if masked else image > 0
     if mask.shape != image.shape:
         raise ValueError(f"{scan}: mask {mask.shape} and image {image.shape} differ; audit the data set again")
     low, high = volumes.brain_box(mask)

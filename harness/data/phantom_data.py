@@ -14,12 +14,14 @@ from harness.api import ImageSet, LabelSet, Scan
 from harness.data import arrays
 from harness.data.dataset import Dataset
 from harness.data.fingerprint import fingerprints
+from harness.data.layout import refusal
 from harness.data.schema import PhantomCard, Slices, Split
 from harness.data.splits import Assignment, SplitFile, assign, order_of
 from harness.data.stack import Stack
 from harness.engine.plan import Stage, canonical, seed_of
 from harness.engine.worker import StageRun
 from harness.problems import Problem, UserError, did_you_mean
+from harness.untrusted import is_folder, plain
 
 if TYPE_CHECKING:
     from harness.phantom.geometry import AnatomySlices, Geometry, Population
@@ -113,7 +115,7 @@ class PhantomDataset(Dataset):
         """Label maps below the root, by their path; empty without a root."""
         if self._maps is None:
             folder = self.root / (self.card.anatomies or "") if self.root else None
-            found = sorted(folder.glob("*.nii*")) if folder and folder.is_dir() else []
+            found = sorted(folder.glob("*.nii*")) if folder and is_folder(folder) else []
             self._maps = tuple(f"{self.card.anatomies}/{path.name}" for path in found)
         return self._maps
 
@@ -156,7 +158,7 @@ class PhantomDataset(Dataset):
         data, local = "", {}
         if self.card.anatomies is not None:
             data = "absent"
-            if self.root is not None and self.root.is_dir():
+            if self.root is not None and is_folder(self.root):
                 hashes = fingerprints([self.root / name for name in files.values()], self.cache)
                 contents = {who: hashes[self.root / name] for who, name in files.items()}
                 data = hashlib.sha256(canonical(contents).encode()).hexdigest()
@@ -201,8 +203,10 @@ class PhantomDataset(Dataset):
         if self.card.anatomies is None or self.root is None or self.card.labels is None:
             return []
         groups = self.card.labels.ranges("identity")
-        found = [finding for name in self._anatomies() for finding in check_labels(self.root, name, groups)]
-        return [Problem(str(self.root / path), what) for path, what in found]
+        refused = {name: what for name in self._anatomies() if (what := refusal(self.root, name))}
+        read = [name for name in self._anatomies() if name not in refused]
+        found = [*refused.items(), *(finding for name in read for finding in check_labels(self.root, name, groups))]
+        return [Problem(plain(str(self.root / path)), what) for path, what in found]
 
 
 def _stem(path: str) -> str:

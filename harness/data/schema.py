@@ -21,6 +21,12 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 IDENTITY = "identity"
 
+MOST_VOXELS = 2**29
+"""Voxels of one volume: two GiB as float32, which is what an image is held in. Whole heads at 0.3 mm stay below it."""
+
+MOST_SCANS, MOST_SLICES, LONGEST_NAME = 10_000, 4096, 64
+"""Scans that a card can ask for at a site, slices of a scan, and characters of a site's name."""
+
 
 def _count(value: Any) -> int | Literal["all"]:
     """A plain function in place of a union: one mistake gives one message."""
@@ -264,11 +270,12 @@ class PhantomCard(BaseCard):
 
 
 class NiftiCard(BaseCard):
-    """Scans in files that nibabel reads: NIfTI, Analyze, MGH."""
+    """Scans in NIfTI, Analyze or MGH files. most_voxels: of one volume; files that claim more are not opened."""
 
     kind: Literal["nifti"]
     sites: dict[str, NiftiSite] = Field(min_length=1)
     intensity: Intensity = Intensity()
+    most_voxels: int = Field(MOST_VOXELS, ge=1, le=2**40)
 
     def scanned(self, site: str) -> str:
         """The site whose files `site` uses: itself, or the one it is `of`."""
@@ -289,9 +296,12 @@ def cross_check(card: Card) -> Iterator[tuple[Where, str]]:
     for name in card.sites:
         if not re.fullmatch(NAME, name):
             yield ("sites", name), f"{name!r} is no name for a site; use letters, digits, _ . and -"
+        elif len(name) > LONGEST_NAME:
+            yield ("sites", name), f"the name of a site has at most {LONGEST_NAME} characters, this has {len(name)}"
     total = sum(card.split.fractions)
     if abs(total - 1) > 1e-6:
         yield ("split",), f"train, validation and test sum to {total:g}; make them sum to 1"
+    yield from _check_amounts(card)
     if card.labels is not None:
         yield from _check_labels(card.labels)
     if isinstance(card, PhantomCard):
@@ -299,6 +309,17 @@ def cross_check(card: Card) -> Iterator[tuple[Where, str]]:
     else:
         for name, site in card.sites.items():
             yield from _check_site(card, name, site)
+
+
+def _check_amounts(card: Card) -> Iterator[tuple[Where, str]]:
+    """Numbers that would take hours or all memory to plan with."""
+    asked: list[tuple[Where, int | None]] = [(("scans",), card.scans)]
+    asked += [(("sites", name, "scans"), site.scans) for name, site in card.sites.items() if site]
+    for at, scans in asked:
+        if scans is not None and scans > MOST_SCANS:
+            yield at, f"scans is {scans}; at most {MOST_SCANS} of a site can be asked for"
+    if card.slices.count != "all" and card.slices.count > MOST_SLICES:
+        yield ("slices", "count"), f"slices.count is {card.slices.count}; no head has more than {MOST_SLICES}"
 
 
 def _check_labels(table: LabelTable) -> Iterator[tuple[Where, str]]:

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from harness.data.schema import Slices
+from harness.data.imagefile import canonical, open_image, read_voxels
+from harness.data.schema import MOST_VOXELS, Slices
 
 Float = npt.NDArray[np.float32]
 Bool = npt.NDArray[np.bool_]
@@ -25,32 +26,31 @@ SAME = 1e-3
 """Pixels whose size differs by less than this fraction are the same: nothing is resampled."""
 
 
-def open_canonical(path: Path) -> Any:
-    """A nibabel image in the closest canonical orientation, its trailing axes of length 1 dropped; data unread."""
-    import nibabel as nib
-
-    return nib.as_closest_canonical(nib.funcs.squeeze_image(nib.load(path)))
-
-
-def read_image(path: Path) -> tuple[Float, tuple[float, float, float]]:
-    """Intensities [X, Y, Z], and the voxel's size in mm."""
-    image = open_canonical(path)
+def read_image(path: Path, most_voxels: int = MOST_VOXELS) -> tuple[Float, tuple[float, float, float]]:
+    """Intensities [X, Y, Z], and the voxel's size in mm. Raises BadImage, as the next two do."""
+    image = canonical(open_image(path, most_voxels))
     x, y, z = (float(size) for size in image.header.get_zooms()[:3])
-    return np.asarray(image.dataobj, dtype=np.float32), (x, y, z)
+    return read_voxels(image, np.float32), (x, y, z)
 
 
-def read_mask(path: Path) -> Bool:
+def read_mask(path: Path, most_voxels: int = MOST_VOXELS) -> Bool:
     """A brain mask [X, Y, Z]: above 0.5, so that 0/1, 0/255 and probabilities all read as meant."""
-    return np.asarray(open_canonical(path).dataobj) > 0.5
+    return read_voxels(canonical(open_image(path, most_voxels))) > 0.5
 
 
-def read_integers(path: Path) -> npt.NDArray[np.int64]:
-    """Label ids [X, Y, Z]. Raises ValueError for values that are no whole numbers."""
-    values = np.asarray(open_canonical(path).dataobj)
-    ids = np.rint(values).astype(np.int64)
-    if values.dtype.kind == "f" and not np.array_equal(ids, values):
+def read_integers(path: Path, most_voxels: int = MOST_VOXELS) -> npt.NDArray[np.int64]:
+    """Label ids [X, Y, Z]. Raises ValueError for values that are no whole numbers, or too large for one."""
+    values = read_voxels(canonical(open_image(path, most_voxels)))
+    if not are_integers(values):
         raise ValueError(f"{path}: labels must be whole numbers")
-    return ids
+    return values.astype(np.int64)
+
+
+def are_integers(values: npt.NDArray[Any]) -> bool:
+    """Whether all values are whole numbers that int64 holds."""
+    if values.dtype.kind == "f":
+        return bool(np.all((np.abs(values) < 2**63) & (values == np.rint(values))))
+    return values.dtype != np.uint64 or int(values.max()) < 2**63
 
 
 def group_labels(ids: npt.NDArray[np.integer], ranges: Ranges) -> tuple[npt.NDArray[np.uint8], list[int]]:
@@ -69,10 +69,11 @@ def to_unit(image: Float, mask: Bool, percentile: float | None) -> Float:
 
     Raises ValueError where the brain is black.
     """
-    top = 255.0 if percentile is None else float(np.percentile(image[mask], percentile))
-    if top <= 0:
-        raise ValueError(f"the brain's {percentile:g}th percentile is {top:g}: the image is empty")
-    return np.where(mask, np.clip(image / np.float32(top), 0, 1), np.float32(0))
+    with np.errstate(over="ignore", invalid="ignore"):  # levels of any size: what overflows is clipped
+        top = 255.0 if percentile is None else float(np.percentile(image[mask], percentile))
+        if not 0 < top < np.inf:
+            raise ValueError(f"the brain's {percentile:g}th percentile is {top:g}: the image is empty")
+        return np.where(mask, np.clip(image / np.float32(top), 0, 1), np.float32(0))
 
 
 def eight_bits(unit: Float, mask: Bool) -> npt.NDArray[np.uint8]:

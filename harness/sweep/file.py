@@ -23,6 +23,7 @@ from harness.problems import Problem, UserError, did_you_mean
 from harness.spec import resolve
 from harness.sweep.space import KINDS, Domain, Trial, expand, fields_of
 from harness.tracks.base import RESERVED, Benchmark, unknown
+from harness.untrusted import is_file
 from harness.yamlfile import Document, check, read
 
 
@@ -54,7 +55,9 @@ class Scheduler(Settings):
 class SweepSpec(Settings):
     """The keys of a sweep file."""
 
-    sweep: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="name; also of the results folder")
+    sweep: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100, description="name; also of the results folder"
+    )
     description: str = Field("", description="one sentence for the report")
     base: str = Field(description="benchmark file, relative to this file")
     set_: list[str] = Field(default_factory=list, alias="set", description="KEY=VALUE changes of the base")
@@ -184,7 +187,7 @@ def _valid_part(data: dict[str, Any]) -> SweepSpec:
         return SweepSpec.model_validate(data)
     except ValidationError as error:
         wrong = {item["loc"][: 2 if item["loc"][:1] == ("space",) else 1] for item in error.errors()}
-    kept = {key: value for key, value in data.items() if (key,) not in wrong}
+    kept = {key: value for key, value in data.items() if isinstance(key, str) and (key,) not in wrong}
     if isinstance(kept.get("space"), dict):
         kept["space"] = {name: value for name, value in kept["space"].items() if ("space", name) not in wrong}
     return _Partial.model_validate(kept)
@@ -194,7 +197,7 @@ def _read_base(document: Document, spec: SweepSpec, overrides: list[str]) -> tup
     if not spec.base:
         return None, []
     path = Path(document.path).parent / spec.base
-    if not path.is_file():
+    if not is_file(path):
         return None, [document.problem(("base",), f"no such file: {path}")]
     try:
         base = read_derived(path)
@@ -226,13 +229,16 @@ def _starting_point(
     document: Document, spec: SweepSpec, base: Document, rows: Mapping[str, Any]
 ) -> tuple[dict[str, Any], type[Method] | None, list[Problem]]:
     """The fields that trials start from, `id` included, and the method's class."""
-    fields = dict(rows.get(spec.method) or {})
+    row = rows.get(spec.method)
+    if not isinstance(row, dict | None):
+        return {}, None, [base.problem(("methods", spec.method), "expected a mapping of fields, or nothing")]
+    fields = dict(row or {})
     method_id = fields.setdefault("id", spec.method)
-    if method_id not in registry.entries():
+    if not isinstance(method_id, str) or method_id not in registry.entries():
         if spec.method in rows:
             hint = did_you_mean(str(method_id), registry.entries())
             return fields, None, [base.problem(("methods", spec.method), f"unknown method {method_id!r}{hint}")]
-        hint = did_you_mean(spec.method, [*rows, *registry.entries()])
+        hint = did_you_mean(spec.method, [*map(str, rows), *registry.entries()])
         what = f"{spec.method!r} is neither a row of the base nor a method{hint}"
         return fields, None, [document.problem(("method",), what)]
     try:
@@ -270,8 +276,8 @@ def _combine(
     """Turn the base's document into that of the sweep: kept rows, then trials."""
     report = base.data.get("report")
     report = dict(report) if isinstance(report, dict) else {}
-    kept = list(dict.fromkeys([report.get("baseline", "none"), *spec.keep]))
-    methods = {name: rows[name] for name in kept if name in rows}
+    kept = [report.get("baseline", "none"), *spec.keep]
+    methods = {name: rows[name] for name in kept if isinstance(name, str) and name in rows}
     for trial in trials:
         methods[trial.name] = fields_of(trial, starting)
         # A trial has no place in the base; what is wrong with it is wrong with the space.

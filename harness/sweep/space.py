@@ -6,6 +6,7 @@ import copy
 import itertools
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -21,6 +22,9 @@ Kind = Literal["grid", "choice", "uniform", "loguniform"]
 KINDS: tuple[Kind, ...] = ("grid", "choice", "uniform", "loguniform")
 DIGITS = 4
 """Significant digits of a drawn number, so that a trial's name says exactly what it ran with."""
+
+MOST_TRIALS = 10_000
+"""Trials of one sweep: each is a row with results of its own."""
 
 
 class Domain(Settings):
@@ -43,10 +47,10 @@ class Domain(Settings):
         if sum(getattr(self, kind) is not None for kind in KINDS) != 1:
             raise ValueError(f"give one of {', '.join(KINDS)}")
         low, high = self.uniform or self.loguniform or (1, 2)
-        if not low < high or (self.loguniform and low <= 0):
+        if not low < high or not high - low < math.inf or (self.loguniform and low <= 0):
             raise ValueError(f"{self.kind} takes [low, high] with low < high" + ", above 0" * bool(self.loguniform))
-        texts = [json.dumps(value, sort_keys=True, default=str) for value in self.values]
-        twice = sorted({text for text in texts if texts.count(text) > 1})
+        texts = [json.dumps(_named(value), sort_keys=True, default=str) for value in self.values]
+        twice = sorted(text for text, count in Counter(texts).items() if count > 1)
         if twice:
             raise ValueError(f"{', '.join(twice)} is listed twice")
         return self
@@ -98,6 +102,10 @@ def expand(
         problems.append(document.problem(("samples",), "samples draws nothing: every field of the space is a grid"))
     if problems or not space:
         return [], problems
+    count = math.prod(len(domain.grid) for domain in space.values() if domain.grid is not None) * samples
+    if count > MOST_TRIALS:
+        what = f"the space has {count:,} trials; at most {MOST_TRIALS:,} can be asked for"
+        return [], [document.problem(("space",), what)]
     labels = _labels(space)
     trials: dict[str, Trial] = {}
     for config in draw(space, whole, samples, seed):
@@ -210,6 +218,13 @@ def _labels(names: Iterable[str]) -> dict[str, str]:
                 break
         found[name] = label
     return found
+
+
+def _named(value: Any) -> Any:
+    """The value with all keys as text, so that they can be put in order."""
+    if isinstance(value, Mapping):
+        return {str(key): _named(inside) for key, inside in value.items()}
+    return [_named(inside) for inside in value] if isinstance(value, list) else value
 
 
 def _text(value: Any) -> str:

@@ -66,7 +66,8 @@ def patch_header(path: Path, offset: int, layout: str, *values: float) -> None:
 def test_absurd_sizes_are_refused_before_memory_is_taken(root: Path, audit: Audit) -> None:
     patch_header(root / "a/s1_T1w.nii.gz", 40, "4h", 3, 2000, 2000, 2000)
     assert audit() == [
-        "a/s1_T1w.nii.gz: its header claims 2000 × 2000 × 2000 voxels, more than any head has; export the image again"
+        "a/s1_T1w.nii.gz: its header claims 2000 × 2000 × 2000 voxels, more than the card's most_voxels (536,870,912); "
+        "export the image again"
     ]
 
 

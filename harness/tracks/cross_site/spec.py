@@ -19,6 +19,9 @@ from harness.yamlfile import Document, check
 TRACK_METRICS = (
     "dsc", "hd95", "hd95_pooled", "hd95_unit", "hd95_missing", "mae", "mse", "wasserstein", "psnr", "ssim",
 )  # fmt: skip
+MOST_CELLS = 100_000
+"""Rows × sources × targets × seeds: so many are planned in minutes and run in years."""
+
 NEEDS: dict[str, str] = {"labels": "labels", "age": "ages"}
 """What a task model of each outcome is trained on, in words."""
 
@@ -63,6 +66,7 @@ def resolve(document: Document, cache: Path, root: Path | None = None) -> base.B
         if dataset is not None:
             sites, site_problems = _sites(document, spec, dataset, outcome)
             problems += site_problems
+        problems += _size(document, rows, sites, spec.seeds)
     base.fail_if(problems)
     assert spec is not None
     assert dataset is not None
@@ -152,6 +156,14 @@ def _sites(
         what = f"none of the sites has {NEEDS[outcome]}, so no task model can be trained"
         problems.append(document.problem(where, what))
     return sites, problems
+
+
+def _size(document: Document, rows: tuple[base.Row, ...], sites: tuple[str, ...], seeds: list[int]) -> list[Problem]:
+    cells = len(rows) * len(sites) * (len(sites) - 1) * len(seeds)
+    if cells <= MOST_CELLS:
+        return []
+    what = f"{len(rows)} rows, {len(sites)} sites and {len(seeds)} seeds make {cells:,} cells"
+    return [document.problem((), f"{what}; at most {MOST_CELLS:,} can be planned: leave some out")]
 
 
 def _report(document: Document, spec: CrossSiteSpec) -> list[Problem]:
