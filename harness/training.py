@@ -16,31 +16,35 @@ Adversarial training passes a dict of steps, one for each player: see `train`.
 All randomness of iteration i comes from (seed, i). So a checkpoint needs no generator state, and a training
 that was killed and resumed ends, on a CPU, with the same bits as one that was not.
 
-Several GPUs later: gradients are complete at one line of `_Loop._turn`, batches are drawn at one line of
-`_Loop._iterate`, and only `_Loop.run` validates, logs and writes. Averaging gradients over ranks at the first,
-adding the rank to the seed at the second and keeping the third to rank 0 is all that it takes. The module is
-never wrapped, so a step may reach its submodules.
+Within a group of ranks (`harness.distributed`) N of them train one model, each on its own device. All keep the same
+weights: gradients are averaged before an update, so N ranks with batches of B do what one does with a batch of N × B,
+up to the order of sums. Each computes its own share of a batch: what a step draws, and statistics of a batch
+(batch normalisation), are each rank's own. Rank 0 validates, logs and writes. The module is never wrapped, so a step
+may reach its submodules.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import logging
 import math
-import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from harness.api import Context, MethodError, Settings, hyper
+from harness import distributed
+from harness.api import Context, MethodError
+from harness.checkpoints import read_checkpoint as read_checkpoint
+from harness.checkpoints import write_checkpoint as write_checkpoint
+from harness.optimisation import TrainingSettings as TrainingSettings
+from harness.optimisation import learning_rate_at as learning_rate_at
+from harness.optimisation import optimizer_of, precision_of
 
 logger = logging.getLogger(__name__)
 
@@ -48,53 +52,6 @@ Weights = dict[str, Tensor]
 Batches = Callable[[np.random.Generator, int], Any]
 Step = Callable[[nn.Module, Any, torch.Generator], "Tensor | Mapping[str, Tensor]"]
 Validate = Callable[[nn.Module], float]
-
-
-class TrainingSettings(Settings):
-    """Hyper-parameters of a training.
-
-    A method with a published schedule subclasses this and overrides the defaults. An instance with other
-    values would not do: a YAML that sets one entry of the group would set all others back to these.
-    """
-
-    iterations: int = hyper(1000, "number of optimiser updates", origin="ours", ge=1)
-    batch_size: int = hyper(16, "samples in a batch", origin="ours", ge=1)
-
-    optimizer: Literal["adam", "adamw", "sgd"] = hyper("adam", "update rule", origin="ours")
-    learning_rate: float = hyper(1e-3, "learning rate after warmup", origin="ours", ge=0)
-    betas: tuple[float, float] = hyper((0.9, 0.999), "moments of adam and adamw", origin="torch default")
-    momentum: float = hyper(0.9, "momentum of sgd", origin="ours", ge=0, lt=1)
-    weight_decay: float = hyper(0.0, "L2 penalty (adam, sgd) or decoupled decay (adamw)", origin="ours", ge=0)
-
-    schedule: Literal["constant", "step", "cosine", "linear"] = hyper("constant", "course of the rate", origin="ours")
-    step_every: int = hyper(500, "step: iterations between two drops", origin="ours", ge=1)
-    step_factor: float = hyper(0.5, "step: factor of a drop", origin="ours", gt=0, le=1)
-    cosine_final: float = hyper(0.0, "cosine: final rate as a fraction of the first", origin="ours", ge=0, le=1)
-    linear_from: float = hyper(
-        0.5, "linear: fraction of the iterations at the full rate, which then falls to 0", origin="ours", ge=0, lt=1
-    )
-    warmup: int = hyper(0, "iterations of linear rise to the learning rate", origin="ours", ge=0)
-    clip_norm: float | None = hyper(None, "largest L2 norm of the gradient; null: no limit", origin="ours", gt=0)
-
-    ema: float | None = hyper(
-        None, "decay of the moving average of weights that is validated and kept; null: none", origin="ours", gt=0, lt=1
-    )
-    amp: Literal["auto", "bf16", "fp16", "off"] = hyper(
-        "auto", "mixed precision on a GPU; auto: bf16 where the GPU has it, else fp16", origin="ours"
-    )
-
-    validate_every: int = hyper(100, "iterations between two validations", origin="ours", ge=1)
-    select: Literal["best", "last"] = hyper(
-        "best", "weights that are kept: of the best validation, or the last", origin="ours"
-    )
-    checkpoint_every: int = hyper(250, "iterations between two checkpoints", origin="ours", ge=1)
-    log_every: int | None = hyper(
-        None, "iterations between two points of the loss curve; null: a hundred points", origin="ours", ge=1
-    )
-
-    @property
-    def log_interval(self) -> int:
-        return self.log_every or max(1, self.iterations // 100)
 
 
 @dataclass(frozen=True)
@@ -105,6 +62,8 @@ class TrainResult:
     score:      their validation score; None without validation.
     iteration:  number of updates after which they were taken.
     resumed_at: number of updates that a checkpoint had already done; 0 for a training in one go.
+
+    The same on all ranks of a group.
     """
 
     state_dict: Weights
@@ -142,32 +101,22 @@ def train(
     A checkpoint of the same training in `ctx.scratch` is resumed; one that is damaged or belongs to other
     settings is ignored with a warning in the log. Raises MethodError, naming the iteration, when a loss or a
     validation score is not finite.
+
+    Within a group of N ranks, all of which call this with the same arguments:
+
+    - All draw the same batch of N × batch_size, and each takes its own batch_size in turn. A batch that is anything
+      but tensors of N × batch_size along their first dimension is not divided: then each rank draws one of
+      batch_size, with its rank added to the seed. So are a step's draws, from `generator` and torch's own.
+    - Losses are means over ranks. `validate` and `ctx.log` are called, and checkpoints read and written, on rank 0.
+    - Layers see their own rank's share alone: batch normalisation normalises each batch_size by itself, as it does
+      without a group, and its running statistics are averaged before they are validated, saved or returned. All other
+      buffers are each rank's own, saved and resumed as such; what is returned are those of rank 0.
+    - A step must change parameters through its loss alone. Raises MethodError when ranks come to differ.
     """
     module.to(ctx.device)
     players = step if isinstance(step, Mapping) else {"": step}
     steps = {player: turns if isinstance(turns, Mapping) else {"": turns} for player, turns in players.items()}
     return _Loop(module, settings, batches, steps, ctx, validate, name, rates or {}).run()
-
-
-def learning_rate_at(settings: TrainingSettings, iteration: int) -> float:
-    """Learning rate of the update with this 0-based index.
-
-    Warmup rises linearly and reaches the full rate at index `warmup - 1`. Drops of "step" are counted from
-    index 0; "cosine" runs from the end of warmup to the last index, where it is rate × `cosine_final`; "linear"
-    is full until `linear_from` and would be 0 just after the last index, so that no update is void.
-    """
-    rate = settings.learning_rate
-    if settings.schedule == "step":
-        rate *= settings.step_factor ** (iteration // settings.step_every)
-    elif settings.schedule == "cosine":
-        span = max(1, settings.iterations - 1 - settings.warmup)
-        progress = min(1.0, max(0, iteration - settings.warmup) / span)
-        floor = settings.cosine_final
-        rate *= floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
-    elif settings.schedule == "linear":
-        decay = settings.iterations * (1 - settings.linear_from)
-        rate *= min(1.0, max(0.0, (settings.iterations - iteration) / decay))
-    return rate * min(1.0, (iteration + 1) / settings.warmup) if settings.warmup else rate
 
 
 @contextmanager
@@ -215,10 +164,13 @@ class _Loop:
     ):
         self.module, self.settings, self.batches, self.steps = module, settings, batches, steps
         self.ctx, self.validate, self.name, self.rates = ctx, validate, name, rates
+        self.group = distributed.group()
+        if self.group.size > 1:
+            load_weights(module, self.group.share(weights_of(module)))
         self.path = ctx.scratch / f"{name}.checkpoint"
         factors = {id(p): factor for path, factor in rates.items() for p in module.get_submodule(path).parameters()}
-        self.optimizers = {player: _optimizer(module.get_submodule(player), settings, factors) for player in steps}
-        self.precision = _precision(settings, ctx.device)
+        self.optimizers = {player: optimizer_of(module.get_submodule(player), settings, factors) for player in steps}
+        self.precision = precision_of(settings, ctx.device)
         # fp16 underflows without a scaled loss; bf16 has the range of float32.
         self.scaler = torch.amp.GradScaler("cuda", enabled=self.precision is torch.float16)
         self.average = weights_of(module) if settings.ema is not None else None
@@ -229,7 +181,8 @@ class _Loop:
         self.best_iteration = 0
         self.score: float | None = None
         self.curves: list[list[Any]] = []
-        self.pending: list[dict[str, float | Tensor]] = []
+        self.pending: list[dict[str, Tensor]] = []
+        self.recent: list[dict[str, float]] = []
         self.done = 0
 
     def run(self) -> TrainResult:
@@ -253,11 +206,11 @@ class _Loop:
     def _iterate(self) -> None:
         """Draw a batch, give every player its turn, follow with the average."""
         rng = np.random.default_rng([self.ctx.seed, self.done])
-        draw = int(rng.integers(2**62))
+        draw = int(rng.integers(2**62)) + self.group.rank
         _seed_torch(draw, self.ctx.device)
         generator = torch.Generator(self.ctx.device).manual_seed(draw)
-        batch = _to_device(self.batches(rng, self.settings.batch_size), self.ctx.device)
-        losses: dict[str, float | Tensor] = {}
+        batch = _to_device(self._draw(rng), self.ctx.device)
+        losses: dict[str, Tensor] = {}
         for player, turns in self.steps.items():
             for turn, step in turns.items():
                 for key, value in self._turn(player, step, batch, generator).items():
@@ -265,6 +218,18 @@ class _Loop:
         self.pending.append(losses)
         self._follow()
         self.done += 1
+
+    def _draw(self, rng: np.random.Generator) -> Any:
+        """This rank's batch: its part of the group's, or one of its own where that cannot be divided."""
+        rank, ranks, size = self.group.rank, self.group.size, self.settings.batch_size
+        if ranks == 1:
+            return self.batches(rng, size)
+        whole = self.batches(rng, ranks * size)
+        if distributed.divides(whole, ranks * size):
+            return distributed.part(whole, slice(rank * size, (rank + 1) * size))
+        own = np.random.default_rng([self.ctx.seed, self.done, *([rank] if rank else [])])
+        own.integers(2**62)  # as `_iterate` has, so that rank 0 draws what it would alone
+        return self.batches(own, size)
 
     def _turn(self, player: str, step: Step, batch: Any, generator: torch.Generator) -> Mapping[str, Tensor]:
         optimizer = self.optimizers[player]
@@ -279,7 +244,8 @@ class _Loop:
             if "loss" not in named:
                 raise MethodError(f'{self.name}: a step returned {sorted(named)}, but no entry "loss" to minimise')
             self.scaler.scale(named["loss"]).backward()
-        self.scaler.unscale_(optimizer)  # gradients are complete: the place to average them over ranks
+        self.group.average_gradients(parameters)
+        self.scaler.unscale_(optimizer)
         if self.settings.clip_norm is not None:
             nn.utils.clip_grad_norm_(parameters, self.settings.clip_norm)
         self.scaler.step(optimizer)
@@ -313,42 +279,51 @@ class _Loop:
         """Average parameters with decay `ema`; copy buffers, whose running statistics are averages already."""
         if self.average is None or self.settings.ema is None:
             return
-        parameters = dict(self.module.named_parameters())
-        for key, tensor in _tensors(self.module).items():
-            if key in parameters:
-                self.average[key].lerp_(tensor, 1 - self.settings.ema)
-            else:
-                self.average[key].copy_(tensor)
+        for key, parameter in self.module.named_parameters():
+            self.average[key].lerp_(parameter, 1 - self.settings.ema)
+        self._follow_buffers()
+
+    def _follow_buffers(self) -> None:
+        if self.average is not None:
+            for key, buffer in _buffers(self.module).items():
+                self.average[key].copy_(buffer)
 
     # ------------------------------------------------------------------------- curves and validation
 
     def _fetch_losses(self) -> None:
-        """Pending losses as floats; all at once, since fetching each would stall a GPU in every iteration."""
-        first = self.done - len(self.pending)
-        for offset, losses in enumerate(self.pending):
+        """Pending losses as floats, means over ranks; all at once, since each would stall a GPU in every iteration."""
+        own = [{key: float(value) for key, value in losses.items()} for losses in self.pending]
+        first, self.pending = self.done - len(own), []
+        for offset, everyone in enumerate(zip(*self.group.gather(own), strict=True)):
+            losses = _means(everyone)
+            self.recent.append(losses)
             for key, value in losses.items():
-                losses[key] = float(value)
-                if key.rpartition("/")[2] == "loss" and not math.isfinite(losses[key]):
+                if key.rpartition("/")[2] == "loss" and not math.isfinite(value):
                     raise MethodError(
-                        f"{self.name}: the {key} became {losses[key]} at iteration {first + offset + 1} of "
+                        f"{self.name}: the {key} became {value} at iteration {first + offset + 1} of "
                         f"{self.settings.iterations}; lower learning_rate, or set clip_norm or warmup"
                     )
 
     def _log_losses(self) -> None:
         """Mean losses since the last point, and the learning rate of the last update."""
         self._fetch_losses()
-        for key in self.pending[-1]:
-            self._log(key, float(np.mean([losses[key] for losses in self.pending if key in losses])))
+        self._compare()
+        for key in self.recent[-1]:
+            self._log(key, float(np.mean([losses[key] for losses in self.recent if key in losses])))
         self._log("learning_rate", learning_rate_at(self.settings, self.done - 1))
-        self.pending = []
+        self.recent = []
 
     def _log(self, key: str, value: float) -> None:
-        curve = key if self.name == "train" else f"{self.name}/{key}"
-        self.curves.append([curve, self.done, value])
-        self.ctx.log(curve, self.done, value)
+        if self.group.leads:
+            curve = key if self.name == "train" else f"{self.name}/{key}"
+            self.curves.append([curve, self.done, value])
+            self.ctx.log(curve, self.done, value)
 
     def _validate(self, validate: Validate) -> None:
         self._fetch_losses()
+        self._join_statistics()
+        if not self.group.leads:
+            return
         with self._averaged(), _evaluating(self.module), torch.no_grad():
             score = float(validate(self.module))
             if not math.isfinite(score):
@@ -373,12 +348,39 @@ class _Loop:
 
     def _select(self, resumed_at: int) -> TrainResult:
         """Leave the selected weights in the module and return them."""
-        if self.best:
-            load_weights(self.module, self.best)
-            return TrainResult(self.best, self.best_score, self.best_iteration, resumed_at)
-        if self.average is not None:
-            load_weights(self.module, self.average)
-        return TrainResult(weights_of(self.module), self.score, self.done, resumed_at)
+        found: tuple[Weights, float | None, int] = self.best, self.best_score, self.best_iteration
+        if not self.best:
+            if self.average is not None:
+                load_weights(self.module, self.average)
+            found = weights_of(self.module), self.score, self.done
+        weights, score, iteration = self.group.share(found)
+        load_weights(self.module, weights)
+        return TrainResult(weights, score, iteration, resumed_at)
+
+    # ----------------------------------------------------------------------------------- between ranks
+
+    def _join_statistics(self) -> None:
+        """Average running statistics over ranks. When, and how often, makes no difference to what they become."""
+        buffers = _buffers(self.module)
+        self.group.average([buffers[key] for key in buffers if _is_statistic(key)])
+        self._follow_buffers()
+
+    def _own_buffers(self) -> Weights:
+        """Buffers in which ranks differ."""
+        return {k: b.detach().to("cpu", copy=True) for k, b in _buffers(self.module).items() if not _is_statistic(k)}
+
+    def _compare(self) -> None:
+        """Raises MethodError where ranks have other weights, which averaging gradients cannot mend."""
+        if self.group.size == 1:
+            return
+        norms = torch.stack([p.detach().float().norm() for p in self.module.parameters()]).tolist()
+        by_parameter = zip(*self.group.gather(norms), strict=True)
+        for (key, _), values in zip(self.module.named_parameters(), by_parameter, strict=True):
+            if max(values) - min(values) > 1e-3 * max(values):
+                raise MethodError(
+                    f"{self.name}: {key!r} differs between workers at iteration {self.done}; a step may change weights "
+                    "through its loss alone, so layers that take theirs from a first batch must do so before training"
+                )
 
     # ------------------------------------------------------------------------------------ checkpoints
 
@@ -386,16 +388,22 @@ class _Loop:
         """What must agree before a checkpoint is resumed."""
         shapes = {key: [str(t.dtype), *t.shape] for key, t in _tensors(self.module).items()}
         parts = [self.settings.model_dump(mode="json"), self.ctx.seed, list(self.steps), shapes, dict(self.rates)]
+        parts.append(self.group.size)
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def _save(self) -> None:
         self._fetch_losses()
+        self._join_statistics()
+        buffers = self.group.gather(self._own_buffers()) if self.group.size > 1 else []
+        if not self.group.leads:
+            return
         write_checkpoint(
             self.path,
             {
                 "identity": self._identity(),
                 "done": self.done,
                 "module": weights_of(self.module),
+                "buffers": buffers,
                 "optimizers": {player: optimizer.state_dict() for player, optimizer in self.optimizers.items()},
                 "scaler": self.scaler.state_dict(),
                 "average": self.average,
@@ -404,95 +412,56 @@ class _Loop:
                 "best_iteration": self.best_iteration,
                 "score": self.score,
                 "curves": self.curves,
-                "pending": self.pending,
+                "recent": self.recent,
             },
         )
 
     def _resume(self) -> None:
-        saved = read_checkpoint(self.path)
+        saved = self.group.share(self._read() if self.group.leads else None)
         if saved is None:
             return
-        if saved["identity"] != self._identity():
-            logger.warning("%s belongs to other settings; training starts afresh", self.path)
-            return
         load_weights(self.module, saved["module"])
+        if saved["buffers"]:
+            for key, buffer in _buffers(self.module).items():
+                if key in saved["buffers"][self.group.rank]:
+                    buffer.copy_(saved["buffers"][self.group.rank][key])
         for player, optimizer in self.optimizers.items():
             optimizer.load_state_dict(saved["optimizers"][player])
         if saved["scaler"]:
             self.scaler.load_state_dict(saved["scaler"])
         if saved["average"] is not None:
             self.average = {key: tensor.to(self.ctx.device) for key, tensor in saved["average"].items()}
-        self.done, self.score, self.pending = saved["done"], saved["score"], saved["pending"]
+            self._follow_buffers()
+        self.done, self.score, self.recent = saved["done"], saved["score"], saved["recent"]
         self.best, self.best_score = saved["best"], saved["best_score"]
         self.best_iteration, self.curves = saved["best_iteration"], saved["curves"]
-        for curve, iteration, value in self.curves:  # the killed attempt took its points with it
-            self.ctx.log(curve, iteration, value)
+        if self.group.leads:
+            for curve, iteration, value in self.curves:  # the killed attempt took its points with it
+                self.ctx.log(curve, iteration, value)
 
-
-def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
-    """Write tensors and plain values so that a kill at any moment leaves the old file or the new one.
-
-    The file is what torch.save wrote, then its SHA-256 (torch itself does not notice a flipped bit).
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".tmp")
-    with unfinished.open("w+b") as file:
-        torch.save(dict(content), file)
-        file.seek(0)
-        digest = hashlib.file_digest(file, "sha256").digest()
-        file.seek(0, os.SEEK_END)
-        file.write(digest)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def read_checkpoint(path: Path) -> dict[str, Any] | None:
-    """What `write_checkpoint` wrote, on the CPU; None, with a warning in the log, where that is not there whole."""
-    if not path.exists():
-        return None
-    content = path.read_bytes()
-    body, digest = content[:-32], content[-32:]
-    if hashlib.sha256(body).digest() != digest:
-        logger.warning("%s is damaged; training starts afresh", path)
-        return None
-    return torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+    def _read(self) -> dict[str, Any] | None:
+        """The checkpoint, if there is one of this training."""
+        saved = read_checkpoint(self.path)
+        if saved is not None and saved["identity"] != self._identity():
+            logger.warning("%s belongs to other settings; training starts afresh", self.path)
+            return None
+        return saved
 
 
 def _tensors(module: nn.Module) -> Weights:
     """The module's own parameters and saved buffers by name, shared ones once."""
+    return {**dict(module.named_parameters()), **_buffers(module)}
+
+
+def _buffers(module: nn.Module) -> Weights:
+    """The module's saved buffers by name, shared ones once."""
     saved = module.state_dict(keep_vars=True).keys()
-    buffers = {key: tensor for key, tensor in module.named_buffers() if key in saved}
-    return {**dict(module.named_parameters()), **buffers}
+    return {key: tensor for key, tensor in module.named_buffers() if key in saved}
 
 
-def _optimizer(module: nn.Module, settings: TrainingSettings, factors: Mapping[int, float]) -> torch.optim.Optimizer:
-    """The update rule over the module's parameters, in groups of one factor of the rate; `factors` are by id."""
-    groups: dict[float, list[nn.Parameter]] = {}
-    for p in module.parameters():
-        if p.requires_grad:
-            groups.setdefault(factors.get(id(p), 1.0), []).append(p)
-    parameters = [{"params": members, "factor": factor} for factor, members in groups.items()]
-    rate, decay = settings.learning_rate, settings.weight_decay
-    if settings.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=rate, momentum=settings.momentum, weight_decay=decay)
-    if settings.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=rate, betas=settings.betas, weight_decay=decay)
-    return torch.optim.Adam(parameters, lr=rate, betas=settings.betas, weight_decay=decay)
-
-
-def _precision(settings: TrainingSettings, device: str) -> torch.dtype | None:
-    """The lower precision to compute in; None for plain float32, which is what a CPU always gets."""
-    if not device.startswith("cuda") or settings.amp == "off":
-        return None
-    if settings.amp == "auto":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    return torch.bfloat16 if settings.amp == "bf16" else torch.float16
+def _is_statistic(key: str) -> bool:
+    """Whether a buffer holds a running mean or variance, of which ranks take the mean."""
+    return key.rpartition(".")[2] in ("running_mean", "running_var")
 
 
 def _seed_torch(seed: int, device: str) -> None:
@@ -510,6 +479,15 @@ def _to_device(batch: Any, device: str) -> Any:
     if isinstance(batch, tuple | list):
         return type(batch)(_to_device(value, device) for value in batch)
     return batch
+
+
+def _means(everyone: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Of each loss the mean over the ranks that have it."""
+    found: dict[str, list[float]] = {}
+    for losses in everyone:
+        for key, value in losses.items():
+            found.setdefault(key, []).append(value)
+    return {key: sum(values) / len(values) for key, values in found.items()}
 
 
 @contextmanager
