@@ -102,10 +102,10 @@ def _store(home: Home) -> tuple[bool, str]:
 
 
 def _tracking(home: Home) -> tuple[bool, str]:
-    from harness.results.tracking import check_uri
+    from harness.results.connection import check_uri, shown
 
-    trouble = check_uri(home.tracking)
-    return trouble is None, f"{home.tracking}: {trouble}" if trouble else home.tracking
+    trouble, name = check_uri(home.tracking), shown(home.tracking)
+    return trouble is None, f"{name}: {trouble}" if trouble else name
 
 
 def _template() -> tuple[bool, str]:

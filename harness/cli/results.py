@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,6 +22,9 @@ from harness.cli.plumbing import (
     short,
 )
 from harness.problems import Problem, UserError
+
+if TYPE_CHECKING:
+    from harness.home import Home
 
 
 @app.command()
@@ -106,21 +110,22 @@ def report(
 
 @app.command()
 def sync(home: HomeOption = None, tracking: Tracking = None, as_json: Json = False) -> None:
-    """Log to MLflow what could not be logged when it was run."""
+    """Bring MLflow to what the results say: log what could not be logged, or was to be kept out, when it was run."""
     with answering(as_json) as answer:
         from harness.results import tracking as mlflow_side
 
         place = home_of(home, None, tracking)
-        trouble = mlflow_side.check_uri(place.tracking)
-        if trouble:
-            raise UserError(Problem(place.tracking, trouble))
-        outcomes = [mlflow_side.project(folder, place.tracking) for folder in mlflow_side.pending(place.root)]
+        name = mlflow_side.shown(place.tracking)
+        if place.tracking == "none":
+            raise UserError(Problem("--tracking", "none is nowhere to log to; name a URI"))
+        if trouble := mlflow_side.check_uri(place.tracking):
+            raise UserError(Problem(name, trouble))
+        folders = mlflow_side.pending(place.root, place.tracking)
+        outcomes = [mlflow_side.project(folder, place.tracking) for folder in folders]
         bad = [outcome.warning for outcome in outcomes if outcome.warning]
-        answer.update({"tracking_uri": place.tracking, "synced": len(outcomes) - len(bad), "warnings": bad})
+        answer.update({"tracking_uri": name, "synced": len(outcomes) - len(bad), "warnings": bad})
         if not as_json:
-            console_of().print(
-                f"{len(outcomes) - len(bad)} synced to {place.tracking}", highlight=False, soft_wrap=True
-            )
+            console_of().print(f"{len(outcomes) - len(bad)} synced to {name}", highlight=False, soft_wrap=True)
             for line in bad:
                 note(f"warning: {line}")
     raise typer.Exit(1 if bad else 0)
@@ -128,19 +133,81 @@ def sync(home: HomeOption = None, tracking: Tracking = None, as_json: Json = Fal
 
 @app.command()
 def ui(
-    port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5000,
+    benchmark: Annotated[
+        str | None,
+        typer.Argument(help="Benchmark name, its YAML file, or results folder; default: the last run.", metavar="NAME"),
+    ] = None,
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1.", min=1, max=65535)] = 5000,
     home: HomeOption = None,
     tracking: Tracking = None,
     as_json: Json = False,
 ) -> None:
-    """Open MLflow's pages on this machine (127.0.0.1 only)."""
-    with answering(as_json) as answer:
-        from harness.results import tracking as mlflow_side
+    """Serve MLflow's pages on this machine (127.0.0.1 only) and print the link to a leaderboard; Ctrl-C ends it.
 
-        place = home_of(home, None, tracking)
-        answer.update({"url": f"http://127.0.0.1:{port}", "tracking_uri": place.tracking})
-        if as_json:
-            return
-        console_of().print(f"MLflow at http://127.0.0.1:{port}  (Ctrl-C ends it)", highlight=False)
-        code = mlflow_side.serve(place.tracking, port)
+    Where results are tracked by a server, print the link into that one.
+    """
+    code, server = 130, None
+    try:
+        with ExitStack() as stack:
+            with answering(as_json) as answer:
+                from harness.results import connection, pages
+
+                place = home_of(home, None, tracking)
+                if place.tracking == "none":
+                    raise UserError(Problem("--tracking", "none has no pages; name a URI"))
+                name = _experiment_of(place, benchmark)
+                if connection.is_server(place.tracking):
+                    asked, url = place.tracking, connection.address(place.tracking)
+                    if trouble := connection.check_uri(asked):
+                        raise UserError(Problem(connection.shown(asked), trouble))
+                else:
+                    asked = url = f"http://{pages.HOST}:{port}"
+                    note("starting MLflow's pages")
+                    server = stack.enter_context(pages.serving(place.tracking, port))
+                link = _leaderboard_link(asked, url, name, benchmark)
+                answer.update({"url": url, "benchmark": name, "leaderboard": link})
+                answer["tracking_uri"] = connection.shown(place.tracking)
+                code = 0
+                if not as_json:
+                    found = f"leaderboard of {name}" if link else "MLflow"
+                    line = f"{found}: {link or url}{'  (Ctrl-C ends the server)' if server else ''}"
+                    console_of().print(line, highlight=False, markup=False, soft_wrap=True)
+            if server and server.wait():
+                note(f"MLflow ended with code {server.returncode}")
+                code = 1
+    except KeyboardInterrupt:
+        pass
     raise typer.Exit(code)
+
+
+def _experiment_of(place: Home, name: str | None) -> str | None:
+    """The experiment that holds a benchmark; a name without results here may still be known to the server."""
+    from harness.results import runinfo
+
+    try:
+        return runinfo.read(place.find_results(name)).benchmark
+    except UserError:
+        return name
+
+
+def _leaderboard_link(server: str, url: str, name: str | None, asked_for: str | None) -> str | None:
+    """The link to a benchmark's leaderboard; None, with a line that says why, where the server has none.
+
+    Raises UserError where the benchmark was asked for by name.
+    """
+    from harness.results import tracking as mlflow_side
+
+    if name is None:
+        note("nothing has run here yet, so there is no leaderboard to open")
+        return None
+    try:
+        found = mlflow_side.experiment_id(server, name)
+    except OSError as error:
+        raise UserError(Problem(url, f"does not answer any more ({error})")) from None
+    if found:
+        return mlflow_side.leaderboard_url(url, found)
+    what = f"no leaderboard of {name!r} at {url}; `harness sync` logs results that are not there yet"
+    if asked_for:
+        raise UserError(what)
+    note(what)
+    return None

@@ -22,9 +22,12 @@ from pathlib import Path
 
 from harness.engine.store import write_atomically
 from harness.quiet import quietly
-from harness.results.connection import check_uri, serve, serve_command, sqlite_path
+from harness.results.connection import censored, check_uri, experiment_id, shown, sqlite_path
 
-__all__ = ["Projection", "check_uri", "is_synced", "leaderboard_url", "pending", "project", "serve", "serve_command"]
+__all__ = ["Projection", "check_uri", "experiment_id", "is_synced", "leaderboard_url", "pending", "project", "shown"]
+
+LAYOUT = 3
+"""Of what a projection writes. Raised when that changes, so that folders projected before are projected anew."""
 
 UNSYNCED = "unsynced"
 SYNCED = "synced.json"
@@ -33,7 +36,10 @@ LOCK_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Projection:
-    """What a projection did. `warning` is one line, empty if all went well; `written` counts new MLflow runs."""
+    """What a projection did. `uri` is without secrets; `warning` is one line, empty if all went well.
+
+    written: new MLflow runs. kept: those that were there and said the same.
+    """
 
     uri: str
     experiment_id: str = ""
@@ -52,26 +58,26 @@ def project(folder: Path, tracking_uri: str) -> Projection:
     Never raises for what MLflow, its server or the folder may do wrong: the outcome carries a warning, and the folder
     stays marked for `pending`, as it does where this is killed half-way.
     """
-    mark = folder / UNSYNCED
+    mark, name = folder / UNSYNCED, shown(tracking_uri)
     try:
         # Marked first and cleared last: a kill in between leaves the mark.
-        write_atomically(mark, json.dumps({"uri": tracking_uri, "since": time.time()}))
+        write_atomically(mark, json.dumps({"uri": name, "since": time.time()}))
         trouble = check_uri(tracking_uri)
         if trouble:
-            return Projection(tracking_uri, warning=f"not logged to MLflow: {trouble}; `harness sync` catches up")
+            return Projection(name, warning=f"not logged to MLflow: {trouble}; `harness sync` catches up")
         # Read before anything is logged: whatever is newer than this is not synced.
         state = _fingerprint(folder)
         with _quiet(), _alone(tracking_uri):
             from harness.results.mlflow_runs import Sync
 
             outcome = Sync.open(folder, tracking_uri).run()
-        write_atomically(folder / SYNCED, json.dumps({"uri": tracking_uri, "state": state}))
+        write_atomically(folder / SYNCED, json.dumps({"uri": name, "state": state}))
         mark.unlink(missing_ok=True)
     except Exception as error:
         line = next((text.strip() for text in str(error).splitlines() if text.strip()), type(error).__name__)
-        what = f"not logged to MLflow at {tracking_uri}: {line[:300]}; `harness sync` catches up"
-        return Projection(tracking_uri, warning=what)
-    return Projection(tracking_uri, outcome.experiment_id, outcome.written, outcome.kept)
+        what = f"not logged to MLflow at {name}: {censored(line, tracking_uri)[:300]}; `harness sync` catches up"
+        return Projection(name, warning=what)
+    return Projection(name, outcome.experiment_id, outcome.written, outcome.kept)
 
 
 def is_synced(folder: Path, tracking_uri: str) -> bool:
@@ -80,12 +86,13 @@ def is_synced(folder: Path, tracking_uri: str) -> bool:
         done = json.loads((folder / SYNCED).read_text())
     except (OSError, ValueError):
         return False
-    return not (folder / UNSYNCED).exists() and done == {"uri": tracking_uri, "state": _fingerprint(folder)}
+    return not (folder / UNSYNCED).exists() and done == {"uri": shown(tracking_uri), "state": _fingerprint(folder)}
 
 
-def pending(home: Path) -> list[Path]:
-    """Results folders that still wait for `harness sync`."""
-    return sorted(mark.parent for mark in home.glob(f"*/{UNSYNCED}") if (mark.parent / "run.json").is_file())
+def pending(home: Path, tracking_uri: str) -> list[Path]:
+    """Results folders that are not in this MLflow as they are now: what `harness sync` has to do."""
+    folders = sorted(file.parent for file in home.glob("*/run.json"))
+    return [folder for folder in folders if not is_synced(folder, tracking_uri)]
 
 
 def leaderboard_url(server: str, experiment_id: str) -> str:
@@ -99,7 +106,7 @@ def leaderboard_url(server: str, experiment_id: str) -> str:
 
 def _fingerprint(folder: Path) -> str:
     files = ("run.json", "records.parquet", "curves.parquet", "histograms.parquet", "panels.json")
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(f"layout {LAYOUT}".encode())
     for name in files:
         path = folder / name
         digest.update(path.read_bytes() if path.is_file() else b"-")

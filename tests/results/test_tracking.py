@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +14,7 @@ from typing import Any
 import pytest
 
 from harness.problems import UserError
-from harness.results import connection, exhibits, records, tracking
+from harness.results import connection, exhibits, leaderboard, pages, records, tracking
 
 
 class Store:
@@ -120,14 +116,58 @@ def test_curves_and_files_are_logged(store: Store, first: tracking.Projection) -
     assert parent.info.artifact_uri.startswith(place.as_uri())
 
 
+def test_the_first_row_has_the_report_and_every_row_its_own(store: Store, first: tracking.Projection) -> None:
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(tracking_uri=store.uri)
+    (parent,) = store.runs("invocation")
+    rows = {run.data.tags["method"]: run for run in store.runs("leaderboard")}
+    names = {name: {item.path for item in client.list_artifacts(run.info.run_id)} for name, run in rows.items()}
+    tables = {"leaderboard.csv", "leaderboard.md"}
+    assert names["good"] == {*tables, "report.html", "figures"}
+    assert names["none"] == tables
+    assert {item.path for item in client.list_artifacts(rows["good"].info.run_id, "figures")} == {
+        item.path for item in client.list_artifacts(parent.info.run_id, "figures")
+    }
+    for run in rows.values():
+        assert f"/runs/{parent.info.run_id}/artifacts/report.html" in run.data.tags["mlflow.note.content"]
+
+
+def test_rows_below_the_first_keep_their_own_figures(store: Store, build: Callable[..., Path], toy: Any) -> None:
+    from mlflow.tracking import MlflowClient
+
+    methods = [m for m in toy.info_of().methods if m.name in ("good", "adapter", "worse")]
+    # "good" has samples, but a row of 0.9 stands above it.
+    better = [r for t in ("B", "C") for r in toy.table_of("broken", "B", "C" if t == "B" else "A")]
+    rows = [*better, *(r for m in methods[:1] for t in ("A", "C") for r in toy.table_of(m.name, "B", t))]
+    folder = build(rows, benchmark="below", methods=tuple(methods))
+    assert tracking.project(folder, store.uri).ok
+    board = {run.data.tags["method"]: run for run in store.runs("leaderboard", experiment="below")}
+    client = MlflowClient(tracking_uri=store.uri)
+    assert [item.path for item in client.list_artifacts(board["good"].info.run_id, "figures")] == [
+        "figures/samples-good.png"
+    ]
+
+
 def test_the_experiment_carries_its_view(store: Store, first: tracking.Projection) -> None:
     tags = store.experiment().tags
     view = json.loads(tags["mlflow.sharedViewState.leaderboard"])
     assert view["orderByKey"] == "metrics.`dsc`"
     assert view["orderByAsc"] is False
+    assert view["columnOrder"][1] == "tags.`DSC`"
+    assert set(view["selectedColumns"]) <= set(view["columnOrder"])
     assert "simulated" in tags["mlflow.note.content"]
     url = tracking.leaderboard_url("http://127.0.0.1:5000/", first.experiment_id)
     assert url.startswith(f"http://127.0.0.1:5000/#/experiments/{first.experiment_id}/runs?")
+
+
+def test_rows_read_as_the_tables_do(store: Store, first: tracking.Projection, folder: Path) -> None:
+    shown = {run.data.tags["method"]: run.data.tags for run in store.runs("leaderboard")}
+    assert shown["good"]["DSC"] == "80.00 ± 2.16 %"
+    assert shown["broken"]["DSC"] == "91.25 ± 1.48† %"
+    assert shown["adapter"]["WD"] == "–"
+    for row in leaderboard.build(folder).rows:
+        assert shown[row.method]["HD95"] == f"{row.scores['hd95'].text} mm"
 
 
 # ------------------------------------------------------------------------------------------- repeating it
@@ -181,12 +221,20 @@ def test_an_unreachable_server_is_a_warning_and_sync_catches_up(
     assert time.monotonic() - started < 5
     assert "no MLflow server answers" in outcome.warning
     assert "\n" not in outcome.warning
-    assert tracking.pending(folder.parent) == [folder]
+    assert tracking.pending(folder.parent, store.uri) == [folder]
     assert not tracking.is_synced(folder, store.uri)
-    for waiting in tracking.pending(folder.parent):
+    for waiting in tracking.pending(folder.parent, store.uri):
         assert tracking.project(waiting, store.uri).ok
-    assert tracking.pending(folder.parent) == []
+    assert tracking.pending(folder.parent, store.uri) == []
     assert len(store.runs("leaderboard", experiment="offline")) == 1
+
+
+def test_what_was_kept_out_of_mlflow_waits_for_sync(store: Store, build: Callable[..., Path], toy: Any) -> None:
+    folder = build(toy.table_of("good", "A", "B"), benchmark="kept_out", with_exhibits=False)
+    assert tracking.pending(folder.parent, store.uri) == [folder]
+    assert tracking.project(folder, store.uri).ok
+    assert tracking.pending(folder.parent, store.uri) == []
+    assert tracking.pending(folder.parent, "sqlite:////elsewhere.db") == [folder]
 
 
 def test_a_damaged_folder_is_a_warning(store: Store, build: Callable[..., Path]) -> None:
@@ -194,7 +242,7 @@ def test_a_damaged_folder_is_a_warning(store: Store, build: Callable[..., Path])
     (folder / records.FILE).write_bytes(b"half")
     outcome = tracking.project(folder, store.uri)
     assert "damaged" in outcome.warning
-    assert tracking.pending(folder.parent) == [folder]
+    assert tracking.pending(folder.parent, store.uri) == [folder]
 
 
 def test_a_changed_folder_is_not_synced(store: Store, build: Callable[..., Path], toy: Any) -> None:
@@ -228,6 +276,10 @@ def test_sqlite_addresses(tmp_path: Path) -> None:
         ("http://localhost:port", "is no valid address"),
         ("http://no-such-host.invalid", "no MLflow server answers at no-such-host.invalid"),
         ("postgresql://user:secret@127.0.0.1:9/x", "no database answers at 127.0.0.1:9"),
+        ("http://user:secret@127.0.0.1:9", "no MLflow server answers at 127.0.0.1:9"),
+        ("http://user:sec ret@[::1", "is no valid address"),
+        ("http://user:secret@host:port", "is no valid address"),
+        ("file://user:secret@host/mlruns", "no longer logs to plain folders"),
     ],
 )
 def test_bad_addresses_are_explained_in_one_line(uri: str, part: str) -> None:
@@ -252,6 +304,7 @@ def test_a_silent_server_does_not_hold_anyone_up(silent_port: int) -> None:
         (404, b"<html>not found</html>", "not as an MLflow server (HTTP 404)"),
         (503, b'{"error_code": "X"}', "HTTP 503"),
         (401, b"", "wants credentials"),
+        (403, b"", "wants credentials"),
         (403, b"Invalid Host header", "--allowed-hosts"),
     ],
 )
@@ -277,36 +330,111 @@ def test_answers_are_told_apart(status: int, body: bytes, part: str | None, monk
 
 
 def test_pages_are_for_this_machine_only(tmp_path: Path) -> None:
-    command = tracking.serve_command(f"sqlite:///{tmp_path}/mlflow.db", 5123)
+    command = pages.serve_command(f"sqlite:///{tmp_path}/mlflow.db", 5123)
     assert command[command.index("--host") + 1] == "127.0.0.1"
     assert command[command.index("--port") + 1] == "5123"
 
 
-def test_serving_what_cannot_be_served_is_a_user_error(tmp_path: Path, silent_port: int) -> None:
-    with pytest.raises(UserError, match="is a server already"):
-        connection.serve("http://127.0.0.1:5000", 5000)
-    with pytest.raises(UserError, match="plain folders"):
-        connection.serve("mlruns", 5000)
-    with pytest.raises(UserError, match="--port"):
-        connection.serve(f"sqlite:///{tmp_path}/mlflow.db", silent_port)
+def test_a_password_is_on_no_command_line() -> None:
+    assert "secret" not in " ".join(pages.serve_command("postgresql://me:secret@db/x", 5123))
 
 
-@pytest.mark.slow
-def test_pages_come_up_take_a_projection_and_end(
-    store: Store, first: tracking.Projection, build: Callable[..., Path], toy: Any, closed_port: int
-) -> None:
-    code = (
-        "import sys; from harness.results.tracking import serve;"
-        "serve(sys.argv[1], int(sys.argv[2]), ready=lambda url: print(url, flush=True))"
-    )
-    command = [sys.executable, "-c", code, store.uri, str(closed_port)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
-        assert process.stdout is not None
-        url = process.stdout.readline().strip()
-        assert url == f"http://127.0.0.1:{closed_port}"
-        rows = toy.table_of("good", "A", "B")
-        outcome = tracking.project(build(rows, benchmark="served", with_exhibits=False), url)
-        os.kill(process.pid, signal.SIGINT)
-        assert process.wait(30) == 0
-    assert outcome.warning == ""
-    assert "no MLflow server answers" in str(tracking.check_uri(url))
+@pytest.mark.parametrize(
+    ("uri", "part"),
+    [
+        ("http://me:secret@127.0.0.1:5000", "http://***@127.0.0.1:5000: is a server already"),
+        ("mlruns", "plain folders"),
+        ("databricks", "open the workspace"),
+        ("sqlite:///{tmp}/mlflow.db", "--port"),
+    ],
+)
+def test_serving_what_cannot_be_served_is_a_user_error(tmp_path: Path, silent_port: int, uri: str, part: str) -> None:
+    with pytest.raises(UserError) as mistake, pages.serving(uri.replace("{tmp}", str(tmp_path)), silent_port):
+        pass
+    assert part in str(mistake.value)
+    assert "secret" not in str(mistake.value)
+
+
+def test_a_server_that_does_not_come_up_is_a_user_error(tmp_path: Path, closed_port: int) -> None:
+    (tmp_path / "mlflow.db").write_bytes(b"SQLite format 3\0" + b"and nothing more")
+    with (
+        pytest.raises(UserError, match="MLflow ended with code"),
+        pages.serving(f"sqlite:///{tmp_path}/mlflow.db", closed_port),
+    ):
+        pass
+
+
+# ------------------------------------------------------------------------------------------- secrets
+
+
+@pytest.mark.parametrize(
+    ("uri", "expected"),
+    [
+        ("http://me:secret@host:5000/mlflow", "http://***@host:5000/mlflow"),
+        ("https://secret@host", "https://***@host"),
+        ("http://me:se/cr?et#@secret@host", "http://***@host"),
+        ("postgresql+psycopg2://me:secret@db/x", "postgresql+psycopg2://***@db/x"),
+        ("postgresql://db/x?user=me&password=secret", "postgresql://db/x?***"),
+        ("me:secret@host", "***@host"),
+        ("sqlite:////home/me@work/mlflow.db?timeout=3", "sqlite:////home/me@work/mlflow.db?timeout=3"),
+        ("http://host:5000", "http://host:5000"),
+        ("databricks", "databricks"),
+    ],
+)
+def test_addresses_are_shown_without_secrets(uri: str, expected: str) -> None:
+    assert connection.shown(uri) == expected
+
+
+def test_messages_of_others_are_censored() -> None:
+    uri = "http://me:s%40cret@host:5000"
+    for leak in (
+        uri,
+        "http://me:s%40cret@host:5000/api: refused",
+        "no login for me with s@cret",
+        "nonnumeric 's%40cret'",
+    ):
+        found = connection.censored(leak, uri)
+        assert "cret" not in found
+    assert connection.censored(f"{uri}: refused", uri) == "http://***@host:5000: refused"
+    assert connection.censored("plain", "http://host") == "plain"
+    assert "secret" not in connection.censored("password=secret", "postgresql://db/x?password=secret")
+
+
+def test_credentials_go_to_the_server_and_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that wants them redirects to another one, which must not see them."""
+    seen: dict[str, list[str | None]] = {"first": [], "second": []}
+
+    class Second(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen["second"].append(self.headers["Authorization"])
+            self.send_response(404)
+            self.end_headers()
+            self.wfile.write(b'{"error_code": "RESOURCE_DOES_NOT_EXIST"}')
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    class First(Second):
+        def do_GET(self) -> None:
+            seen["first"].append(self.headers["Authorization"])
+            self.send_response(302)
+            self.send_header("Location", f"http://127.0.0.1:{second.server_port}/api")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+    with HTTPServer(("127.0.0.1", 0), First) as first, HTTPServer(("127.0.0.1", 0), Second) as second:
+        threads = [threading.Thread(target=server.serve_forever, args=(0.05,)) for server in (first, second)]
+        for thread in threads:
+            thread.start()
+        try:
+            address = f"127.0.0.1:{first.server_port}"
+            assert tracking.check_uri(f"http://me:s%40cret@{address}") is None
+            monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "token")
+            assert tracking.check_uri(f"http://{address}") is None
+        finally:
+            for server in (first, second):
+                server.shutdown()
+            for thread in threads:
+                thread.join()
+    assert seen["first"] == ["Basic bWU6c0BjcmV0", "Bearer token"]
+    assert seen["second"] == [None, None]
