@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.engine.executor import survey, to_do
 from harness.engine.history import History
-from harness.engine.plan import Plan, Stage
+from harness.engine.plan import Plan, Stage, uncollected
+from harness.engine.simulate import Replay, Workload, counts, enough
 from harness.engine.store import CorruptArtifact, Manifest, Store, open_store
 from harness.home import Home
 from harness.problems import UserError
@@ -23,7 +24,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Overview:
-    """A plan in numbers. Seconds are an estimate; `measured` tells whether it rests on recorded durations."""
+    """A plan in numbers. Seconds are an estimate; `measured` tells whether it rests on recorded durations.
+
+    path: seconds of the longest chain of stages, which no number of workers beats. scaling: the same plan on 1, 2, 4 …
+    workers, where a number of workers was asked for.
+    """
 
     benchmark: str
     cells: int
@@ -32,26 +37,38 @@ class Overview:
     kinds: dict[str, dict[str, int]]
     saved: int
     seconds: float
+    path: float
     workers: int
     measured: bool
+    scaling: list[Replay]
     missing: list[str]
     corrupt: list[str]
     stages: list[dict[str, str]]
 
     def as_json(self) -> dict[str, Any]:
-        return {**asdict(self), "trainings_saved": self.saved}
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        scaling = [
+            asdict(replay) | {"efficiency": replay.efficiency, "worker_hours": replay.worker_hours}
+            for replay in self.scaling
+        ]
+        return {**found, "scaling": scaling, "trainings_saved": self.saved}
 
 
 def overview(file: Path, overrides: Iterable[str], home: Home, root: Path | None, workers: int | None) -> Overview:
-    """Plan a file and compare it with the store. Writes nothing but caches; works without the data."""
+    """Plan a file and compare it with the store. Writes nothing but caches; works without the data.
+
+    workers: CPU cores to estimate for; without them the estimate is for this machine's.
+    """
     import os
 
-    benchmark = load(file, overrides, cache=home.cache, root=root)
+    with uncollected():
+        benchmark = load(file, overrides, cache=home.cache, root=root)
     plan, store = benchmark.plan, open_store(home.store, create=False)
     whole, corrupt = survey(plan, store)
     pending = to_do(plan, whole, corrupt)
     history = History(store.root)
-    count = workers or os.cpu_count() or 1
+    workload = Workload(pending, history.estimate, benchmark.spec.resources)
+    replays = [workload.on(count) for count in (counts(workers) if workers else (os.cpu_count() or 1,))]
     kinds: dict[str, Counter[str]] = {}
     for stage in plan.stages:
         kinds.setdefault(stage.kind, Counter()).update(total=1, cached=int(stage.key in whole))
@@ -65,9 +82,11 @@ def overview(file: Path, overrides: Iterable[str], home: Home, root: Path | None
         sites=list(benchmark.sites),
         kinds={k: {"total": c["total"], "cached": c["cached"], "todo": c["todo"]} for k, c in kinds.items()},
         saved=plan.trainings_saved(),
-        seconds=estimate(plan, pending, history, count),
-        workers=count,
+        seconds=replays[-1].seconds,
+        path=workload.path,
+        workers=replays[-1].workers,
         measured=history.known(pending),
+        scaling=replays if workers and pending else [],
         missing=benchmark.dataset.missing(),
         corrupt=[f"{plan.by_key[key].title}: {reason}" for key, reason in corrupt.items()],
         stages=[
@@ -78,15 +97,8 @@ def overview(file: Path, overrides: Iterable[str], home: Home, root: Path | None
 
 
 def estimate(plan: Plan, pending: list[Stage], history: History, workers: int) -> float:
-    """Seconds of a run: the longer of the critical path and the work divided among the workers."""
-    open_keys = {stage.key for stage in pending}
-    finish: dict[str, float] = {}
-    for stage in plan.stages:
-        if stage.key in open_keys:
-            before = max((finish.get(need.key, 0.0) for need in stage.needs.values()), default=0.0)
-            finish[stage.key] = before + history.estimate(stage)
-    work = sum(history.estimate(stage) for stage in pending)
-    return max(max(finish.values(), default=0.0), work / workers)
+    """Seconds of a run of what is pending, replayed on so many CPU cores."""
+    return Workload(pending, history.estimate).on(workers).seconds
 
 
 def show(view: Overview, console: Console, *, stages: bool) -> None:
@@ -111,6 +123,7 @@ def show(view: Overview, console: Console, *, stages: bool) -> None:
         basis = "from recorded durations" if view.measured else guess
         workers = f"{view.workers} worker{'s' if view.workers > 1 else ''}"
         console.print(f"about {duration(view.seconds)} on {workers} ({basis})", highlight=False)
+        _show_scaling(view, console)
     else:
         console.print("nothing to do", highlight=False)
     for line in (*view.missing, *(f"corrupt: {c}" for c in view.corrupt)):
@@ -118,6 +131,28 @@ def show(view: Overview, console: Console, *, stages: bool) -> None:
     if stages:
         for stage in view.stages:
             console.print(f"{stage['state']:7} {stage['key'][:12]}  {stage['title']}", highlight=False, soft_wrap=True)
+
+
+def _show_scaling(view: Overview, console: Console) -> None:
+    """The plan on 1, 2, 4 … workers, and where more of them stop helping."""
+    from rich.table import Table
+
+    if not view.scaling:
+        return
+    best = enough(view.scaling)
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("workers", "time", "busy", "worker-hours"):
+        table.add_column(name, justify="right")
+    for replay in view.scaling:
+        style = "dim" if replay.workers > best.workers else ""
+        hours = f"{replay.worker_hours:.3g}" if replay.worker_hours < 100 else f"{replay.worker_hours:.0f}"
+        table.add_row(str(replay.workers), duration(replay.seconds), f"{replay.efficiency:.0%}", hours, style=style)
+    console.print(table)
+    chain = f"the longest chain of stages takes {duration(view.path)}"
+    if best.workers < view.workers:
+        console.print(f"more than {best.workers} gain less than 5 %; {chain}", highlight=False)
+    else:
+        console.print(chain, highlight=False)
 
 
 # ------------------------------------------------------------------------------------------- explain
@@ -171,7 +206,8 @@ def _explain(
     same = [m for m in earlier if m.title == stage.title and m.kind == stage.kind]
     if not same:
         return answer("would run: it never ran with this store")
-    nearest = max(same, key=lambda m: sum(m.components.get(k) == v for k, v in stage.components.items()))
+    now = stage.components
+    nearest = max(same, key=lambda m: sum(m.components.get(k) == v for k, v in now.items()))
     return answer("would run: its key changed", _differences(nearest, stage))
 
 
@@ -179,8 +215,9 @@ def _differences(old: Manifest, stage: Stage) -> dict[str, list[str]]:
     from harness.engine import code
 
     found: dict[str, list[str]] = {}
-    for name, now in stage.components.items():
-        before = old.components.get(name)
+    for name in dict.fromkeys((*stage.components, *old.components)):
+        before: Any = old.components.get(name)
+        now: Any = stage.components.get(name)
         if before == now:
             continue
         if name == "code":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
+from itertools import islice
 from typing import TYPE_CHECKING, Any, TextIO
 
 from harness.engine.executor import Execution, Progress
@@ -13,6 +14,10 @@ if TYPE_CHECKING:
     from rich.console import Console, Group
     from rich.live import Live
 
+EVERY = 0.25
+"""Seconds between two looks of a live progress."""
+SHARE = 0.02
+"""Part of a run's time that it may take at most: it looks at every stage, so in a large plan it looks less often."""
 KINDS = ("images", "labels", "ages", "train", "fit", "adapt", "apply", "predict", "trace", "score")
 
 
@@ -28,14 +33,22 @@ def duration(seconds: float) -> str:
 
 def remaining(run: Execution) -> float:
     """Expected seconds to the end: the longer of the critical path and the work shared by the busy workers."""
-    open_stages = [s for s in run.plan.stages if run.state[s.key] in ("pending", "running")]
-    if not open_stages:
-        return 0.0
     now = time.monotonic()
-    spent = {s.key: now - run.since.get(s.key, now) for s in open_stages}
-    work = sum(max(run.history.estimate(s) - spent[s.key], 0.5) for s in open_stages)
-    path = max(run.rest[s.key] - spent[s.key] for s in open_stages)
+    spent = {stage.key: now - run.since[stage.key] for stage in run.running.values()}
+    work = path = 0.0
+    for stage in run.plan.stages:
+        if run.state[stage.key] in ("pending", "running"):
+            already = spent.get(stage.key, 0.0)
+            work += max(run.history.estimate(stage) - already, 0.5)
+            path = max(path, run.rest[stage.key] - already)
     return max(path, work / max(1.0, run.workers()))
+
+
+def in_flight(run: Execution, most: int = 4) -> str:
+    """Titles of some stages that run, and how many more do."""
+    titles = [stage.title for stage in islice(run.running.values(), most)]
+    more = len(run.running) - len(titles)
+    return ", ".join([*titles, f"{more} more"] if more else titles)
 
 
 class PlainProgress(Progress):
@@ -60,8 +73,8 @@ class PlainProgress(Progress):
         self.last = time.monotonic()
         open_count = sum(state in ("pending", "running") for state in run.state.values())
         done = run.summary.executed
-        running = ", ".join(stage.title for stage in run.running.values())
-        self._say(f"  {done} done, {open_count} to go, about {duration(remaining(run))} left; running: {running}")
+        left = duration(remaining(run))
+        self._say(f"  {done} done, {open_count} to go, about {left} left; running: {in_flight(run)}")
 
     def finish(self, run: Execution) -> None:
         self._say(f"{run.plan.benchmark}: {closing_line(run)}")
@@ -76,6 +89,7 @@ class LiveProgress(Progress):
     def __init__(self, console: Console):
         self.console = console
         self.live: Live | None = None
+        self.next = 0.0
 
     def start(self, run: Execution) -> None:
         from rich.live import Live
@@ -85,8 +99,10 @@ class LiveProgress(Progress):
             self.live.start()
 
     def update(self, run: Execution) -> None:
-        if self.live:
+        started = time.monotonic()
+        if self.live and started >= self.next:
             self.live.update(self._table(run))
+            self.next = started + max(EVERY, (time.monotonic() - started) / SHARE)
 
     def finish(self, run: Execution) -> None:
         if self.live:
@@ -118,10 +134,9 @@ class LiveProgress(Progress):
                 parts.append(f"{states['running']} running" if states["running"] else "")
                 parts.append(Text(f"{bad} failed or blocked", style="red") if bad else "")
                 table.add_row(*parts)
-        running = [stage.title for stage in run.running.values()]
         elapsed = time.monotonic() - run.started
         line = f"{duration(elapsed)} elapsed, about {duration(remaining(run))} left"
-        return Group(table, Text(f"{line}   {' · '.join(running)}"[: self.console.width - 1], style="dim"))
+        return Group(table, Text(f"{line}   {in_flight(run, 16)}"[: self.console.width - 1], style="dim"))
 
 
 def closing_line(run: Execution) -> str:
@@ -132,4 +147,6 @@ def closing_line(run: Execution) -> str:
     end = f" in {duration(summary.seconds)}"
     if summary.interrupted:
         return f"interrupted: {', '.join(parts)}{end}; run the same command again to continue"
+    if summary.stopped:
+        return f"stopped: {', '.join(parts)}{end}; {summary.stopped}"
     return f"{', '.join(parts)}{end}"
