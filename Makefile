@@ -1,6 +1,7 @@
 # Everything here works on a fresh machine with Python 3.11 or newer and a package index.
 #   make run    install into .venv and run the main benchmark on the embedded, simulated data
 #   make test   the test suite (minutes);  make test-slow  the long tests too;  make lint  style and types
+#   make test-faults  everything that can go wrong, three times in a row; writes docs/reliability.md
 
 PYTHON ?= python3
 VENV := .venv
@@ -11,7 +12,11 @@ export OMP_NUM_THREADS ?= 1
 # Test files at a time; 0: one after another, in one process.
 JOBS ?= 2
 
-.PHONY: run install test test-slow lint format clean
+# How often the fault suite passes over all its rows, and for how long each fuzzer runs in each pass.
+PASSES ?= 3
+HARNESS_FUZZ_SECONDS ?= 120
+
+.PHONY: run install test test-slow test-faults lint format clean
 
 run: $(READY)
 	$(BIN)/harness run benchmarks/cross_site.yaml
@@ -29,6 +34,13 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+
+test-faults: export HARNESS_RELIABILITY := $(CURDIR)/.reliability.jsonl
+test-faults: export HARNESS_FUZZ_SECONDS := $(HARNESS_FUZZ_SECONDS)
+test-faults: $(READY)
+	rm -f $(HARNESS_RELIABILITY)
+	for pass in $$(seq $(PASSES)); do $(BIN)/python -m pytest tests/faults tests/fuzz || exit 1; done
+	$(BIN)/python tests/support/reliability.py $(HARNESS_RELIABILITY) docs/reliability.md
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -25,11 +25,14 @@ from typing import TYPE_CHECKING, Any
 
 from harness import cards
 from harness.api import Harmonizer
-from harness.engine.executor import Execution, Progress, Summary, cluster, survey, to_do
-from harness.engine.plan import Plan
+from harness.engine.cluster import check_store, cluster
+from harness.engine.executor import Execution, Progress, Summary, survey, to_do
+from harness.engine.plan import Plan, uncollected
+from harness.engine.shipping import packages
 from harness.engine.store import Store, open_store
 from harness.home import Home
 from harness.problems import Problem, UserError
+from harness.results.connection import shown
 from harness.spec import TRACKS, load
 from harness.tracks.base import Benchmark, Row
 
@@ -50,17 +53,22 @@ class RunResult:
     interrupted: bool
     folder: Path
     tracking: str
+    stopped: str = ""
     warnings: tuple[str, ...] = ()
     failures: tuple[dict[str, str], ...] = ()
     executed_stages: tuple[str, ...] = field(default=(), repr=False)
 
     @property
     def exit_code(self) -> int:
-        """0 all well, 1 something failed or is blocked, 130 interrupted."""
-        return 130 if self.interrupted else 1 if self.failed or self.blocked else 0
+        """0 all well, 1 something failed, is blocked or could not go on, 130 interrupted."""
+        return 130 if self.interrupted else 1 if self.failed or self.blocked or self.stopped else 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether it came to its end, with whatever failures, and so has results."""
+        return not (self.interrupted or self.stopped)
 
     def as_json(self) -> dict[str, Any]:
-        complete = not self.interrupted
         return {
             "benchmark": self.benchmark,
             "executed": self.executed,
@@ -68,9 +76,10 @@ class RunResult:
             "failed": self.failed,
             "blocked": self.blocked,
             "interrupted": self.interrupted,
+            "stopped": self.stopped,
             "seconds": round(self.seconds, 3),
-            "records": str(self.folder / "records.parquet") if complete else None,
-            "report": str(self.folder / "report.html") if complete else None,
+            "records": str(self.folder / "records.parquet") if self.complete else None,
+            "report": str(self.folder / "report.html") if self.complete else None,
             "tracking_uri": self.tracking,
             "warnings": list(self.warnings),
             "failures": list(self.failures),
@@ -81,7 +90,8 @@ class RunResult:
 def prepare(file: Path, overrides: Iterable[str], home: Home, root: Path | None) -> tuple[Benchmark, Store]:
     """Benchmark and store, everything checked: file, data, store, tracking. Raises UserError."""
     home.create()
-    benchmark = load(file, overrides, cache=home.cache, root=root)
+    with uncollected():
+        benchmark = load(file, overrides, cache=home.cache, root=root)
     return benchmark, ready(benchmark, home)
 
 
@@ -97,7 +107,7 @@ def ready(benchmark: Benchmark, home: Home) -> Store:
         trouble = check_uri(home.tracking)
         if trouble:
             what = f"{trouble}; use --tracking none to run without it, and `harness sync` later"
-            raise UserError(Problem(home.tracking, what))
+            raise UserError(Problem(shown(home.tracking), what))
     return store
 
 
@@ -127,16 +137,16 @@ def run(
     execution = Execution(benchmark.plan, store, benchmark.spec.resources, progress)
     whole, corrupt = survey(benchmark.plan, store)
     if to_do(benchmark.plan, whole, corrupt):
-        with cluster(workers, address), ended_like_ctrl_c():
+        with session(benchmark.plan, store, workers, address):
             summary = execution.run()
     else:
         summary = execution.run()
     folder = home.results(benchmark.spec.benchmark)
     warnings: list[str] = []
-    if not summary.interrupted and not up_to_date(folder, benchmark.plan, summary.executed, bool(summary.failures)):
+    if summary.complete and not up_to_date(folder, benchmark.plan, summary.executed, bool(summary.failures)):
         say("collecting results")
         collect(benchmark, store, summary, folder, file, started)
-    if not summary.interrupted and home.tracking != "none":
+    if summary.complete and home.tracking != "none":
         warnings += project(folder, home.tracking, say)
     return RunResult(
         benchmark=benchmark.spec.benchmark,
@@ -147,7 +157,8 @@ def run(
         seconds=time.time() - started,
         interrupted=summary.interrupted,
         folder=folder,
-        tracking=home.tracking,
+        tracking=shown(home.tracking),
+        stopped=summary.stopped,
         warnings=tuple(warnings),
         failures=tuple(
             {"stage": f.title, "status": f.status, "error": f.error, "traceback": f.trace}
@@ -155,6 +166,15 @@ def run(
         ),
         executed_stages=tuple(summary.executed_titles),
     )
+
+
+@contextmanager
+def session(plan: Plan, store: Store, workers: int | None, address: str | None) -> Iterator[None]:
+    """A Ray session in which the plan can run: of this machine, or a cluster whose nodes all reach the store."""
+    with cluster(workers, address, packages(plan)), ended_like_ctrl_c():
+        if address is not None:
+            check_store(store.url, store.root)
+        yield
 
 
 @contextmanager

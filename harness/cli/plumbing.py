@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -23,6 +24,14 @@ File = Annotated[Path, typer.Argument(help="Benchmark file.", metavar="FILE")]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", help="Override a value: --set methods.NAME.FIELD=VALUE", metavar="KEY=VALUE"),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        envvar="RAY_ADDRESS",
+        show_envvar=False,
+        help="Ray cluster to run on: auto, HOST:PORT, or ray://HOST:PORT. [RAY_ADDRESS, or a local Ray]",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, everything else on stderr.")]
 Root = Annotated[Path | None, typer.Option("--root", help="Folder that holds the data, in place of data.root.")]
@@ -62,6 +71,14 @@ def answering(as_json: bool) -> Iterator[dict[str, Any]]:
         for problem in error.problems:
             note(str(problem))
         raise typer.Exit(2) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        what = f"no space left on the disk of {error.filename or 'the results'}; make room, then run the same again"
+        answer.clear()
+        answer["errors"] = [{"where": str(error.filename or ""), "what": what}]
+        note(what)
+        raise typer.Exit(1) from None
     finally:
         if saved is not None:
             sys.stdout.flush()

@@ -9,6 +9,7 @@ import typer
 
 from harness.cli.app import app
 from harness.cli.plumbing import (
+    Address,
     File,
     HomeOption,
     Json,
@@ -30,9 +31,7 @@ def run(
     file: File,
     overrides: Set = None,
     workers: Annotated[int | None, typer.Option("--workers", "-j", min=1, help="Stages at a time. [CPU cores]")] = None,
-    address: Annotated[
-        str | None, typer.Option(help="Ray cluster to run on: auto, or HOST:PORT. [a local Ray]")
-    ] = None,
+    address: Address = None,
     root: Root = None,
     home: HomeOption = None,
     store: StoreOption = None,
@@ -56,7 +55,7 @@ def run(
         for failure in [f for f in result.failures if f["status"] == "failed"]:
             note(f"failed: {failure['stage']}: {failure['error']}")
         answer.update(result.as_json())
-        if not as_json and not result.interrupted:
+        if not as_json and result.complete:
             show_leaderboard(result.folder, console)
             console.print(f"report   {short(result.folder / 'report.html')}", highlight=False, soft_wrap=True)
             console.print(f"records  {short(result.folder / 'records.parquet')}", highlight=False, soft_wrap=True)
@@ -69,9 +68,7 @@ def sweep(
     files: Annotated[list[Path], typer.Argument(help="Sweep files.", metavar="FILE...")],
     overrides: Set = None,
     workers: Annotated[int | None, typer.Option("--workers", "-j", min=1, help="Stages at a time. [CPU cores]")] = None,
-    address: Annotated[
-        str | None, typer.Option(help="Ray cluster to run on: auto, or HOST:PORT. [a local Ray]")
-    ] = None,
+    address: Address = None,
     root: Root = None,
     home: HomeOption = None,
     store: StoreOption = None,
@@ -109,8 +106,8 @@ def sweep(
                 note(f"failed: {failure.title}: {failure.error}")
             if not as_json:
                 sweepview.show(result, console)
-            if result.interrupted:
-                note("interrupted; continue with the same command")
+            if not result.complete:
+                note(result.stopped or "interrupted; continue with the same command")
                 break
             if not as_json:
                 console.print(f"report   {short(result.folder / 'report.html')}", highlight=False, soft_wrap=True)

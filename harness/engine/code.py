@@ -15,7 +15,7 @@ import hashlib
 import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 FIRST_PARTY = ("harness", "methods")
@@ -25,8 +25,7 @@ Symbol = tuple[str, str]
 
 def fingerprint(roots: tuple[str, ...]) -> str:
     """sha256 over every definition reachable from the roots ("package.module:name")."""
-    text = "\n".join(f"{name} {digest}" for name, digest in symbols(roots).items())
-    return hashlib.sha256(text.encode()).hexdigest()
+    return _fingerprint(roots, _stamp())
 
 
 def symbols(roots: tuple[str, ...]) -> dict[str, str]:
@@ -35,8 +34,14 @@ def symbols(roots: tuple[str, ...]) -> dict[str, str]:
 
 
 @lru_cache(maxsize=4096)
+def _fingerprint(roots: tuple[str, ...], stamp: int) -> str:
+    text = "\n".join(f"{name} {digest}" for name, digest in _symbols(roots, stamp).items())
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@lru_cache(maxsize=4096)
 def _symbols(roots: tuple[str, ...], stamp: int) -> dict[str, str]:
-    packages = tuple({*FIRST_PARTY, *(root.partition(".")[0].partition(":")[0] for root in roots)})
+    packages = frozenset({*FIRST_PARTY, *(root.partition(".")[0].partition(":")[0] for root in roots)})
     found: dict[Symbol, str] = {}
     stack: list[Symbol] = []
     for root in roots:
@@ -46,16 +51,30 @@ def _symbols(roots: tuple[str, ...], stamp: int) -> dict[str, str]:
         symbol = stack.pop()
         if symbol in found:
             continue
-        source = _parse(symbol[0], stamp)
-        if source is None:
-            continue
-        nodes = source.definitions.get(symbol[1], [])
-        found[symbol] = hashlib.sha256("\n".join(map(_dump, nodes)).encode()).hexdigest()[:16]
-        stack.append((symbol[0], ""))
-        stack.extend(_references(source, nodes, packages))
-        if symbol[1] in source.imports:  # a re-export: follow it
-            stack.extend(_resolve(*source.imports[symbol[1]], packages))
+        if _parse(symbol[0], stamp) is not None:
+            found[symbol] = _digest(symbol, stamp)
+            stack.extend(_followed(symbol, packages, stamp))
     return {f"{module}:{name}": found[module, name] for module, name in sorted(found) if found[module, name]}
+
+
+# Roots of different stages reach much the same definitions: each is dumped and searched for names once.
+@cache
+def _digest(symbol: Symbol, stamp: int) -> str:
+    source = _parse(symbol[0], stamp)
+    nodes = source.definitions.get(symbol[1], []) if source else []
+    return hashlib.sha256("\n".join(map(_dump, nodes)).encode()).hexdigest()[:16]
+
+
+@cache
+def _followed(symbol: Symbol, packages: frozenset[str], stamp: int) -> tuple[Symbol, ...]:
+    """What a definition leads to: its module's side effects, the names it uses, what it re-exports."""
+    source = _parse(symbol[0], stamp)
+    if source is None:
+        return ()
+    followed = [(symbol[0], ""), *_references(source, source.definitions.get(symbol[1], []), packages)]
+    if symbol[1] in source.imports:
+        followed.extend(_resolve(*source.imports[symbol[1]], packages))
+    return tuple(dict.fromkeys(followed))
 
 
 @dataclass
@@ -108,7 +127,7 @@ def _parse(module: str, stamp: int) -> _Source | None:
     return source
 
 
-def _references(source: _Source, nodes: list[ast.stmt], packages: tuple[str, ...]) -> Iterator[Symbol]:
+def _references(source: _Source, nodes: list[ast.stmt], packages: frozenset[str]) -> Iterator[Symbol]:
     for node in nodes:
         local = dict(source.imports)
         package = source.module if _is_package(source.module) else source.module.rpartition(".")[0]
@@ -129,7 +148,7 @@ def _references(source: _Source, nodes: list[ast.stmt], packages: tuple[str, ...
                 yield from _resolve(module, symbol, packages)
 
 
-def _resolve(module: str, name: str | None, packages: tuple[str, ...]) -> Iterator[Symbol]:
+def _resolve(module: str, name: str | None, packages: frozenset[str]) -> Iterator[Symbol]:
     if module.partition(".")[0] not in packages:
         return
     if name and _file_of(f"{module}.{name}") is not None:

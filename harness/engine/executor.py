@@ -8,50 +8,30 @@ from __future__ import annotations
 
 import heapq
 import os
-import socket
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pydantic import Field
-
-from harness.api import Settings
+from harness.engine import parallel
+from harness.engine.cluster import capacity, cluster
 from harness.engine.history import History
 from harness.engine.lease import Leases
 from harness.engine.plan import Plan, Stage
+from harness.engine.resources import Ask, Capacity, ResourceClasses, Resources, Usage
 from harness.engine.store import CorruptArtifact, Store
-from harness.engine.worker import Job, Outcome, one_line, run_job
-from harness.problems import Problem, UserError
+from harness.engine.worker import FULL, Job, Outcome, run_job
+
+__all__ = ["Execution", "Failure", "Progress", "ResourceClasses", "Resources", "Summary", "cluster", "survey", "to_do"]
 
 ATTEMPTS = 3
 """How often a stage is tried when the infrastructure fails under it; its own exception is never retried."""
 
-CONNECT_S = 10.0
-"""How long a cluster's address may take to accept a connection."""
+PATIENCE_S = 60.0
+"""How long a stage waits for a node that could run it, once the last such node is gone."""
 
-
-class Resources(Settings):
-    """What one stage of a class asks for. GPUs count only where the cluster has any."""
-
-    cpus: float = Field(1, gt=0, description="CPU cores; also the number of threads a stage may use")
-    gpus: float = Field(0, ge=0, description="GPUs, fractional below 1; ignored where there are none")
-    memory_gib: float = Field(0, ge=0, description="memory that must be free to start; 0 = not considered")
-
-
-class ResourceClasses(Settings):
-    """Resource classes of stages; the same YAML serves a laptop and a cluster."""
-
-    prepare: Resources = Resources()
-    train: Resources = Resources(gpus=1)
-    apply: Resources = Resources(gpus=0.5)
-    score: Resources = Resources()
-
-
-_ASKS = (("CPU", "num_cpus"), ("GPU", "num_gpus"), ("memory", "memory"))
 State = Literal["idle", "done", "pending", "running", "failed", "blocked"]
 
 
@@ -67,14 +47,20 @@ class Failure:
 
 @dataclass
 class Summary:
-    """What a run did. `failures` by key, blocked stages included."""
+    """What a run did. `failures` by key, blocked stages included. `stopped`: why it ended early (a full disk)."""
 
     executed: int = 0
     cached: int = 0
     failures: dict[str, Failure] = field(default_factory=dict)
     seconds: float = 0.0
     interrupted: bool = False
+    stopped: str = ""
     executed_titles: list[str] = field(default_factory=list)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the run came to its end, with whatever failures."""
+        return not (self.interrupted or self.stopped)
 
     def count(self, status: str) -> int:
         return sum(failure.status == status for failure in self.failures.values())
@@ -95,19 +81,21 @@ def survey(plan: Plan, store: Store, *, repair: bool = False) -> tuple[set[str],
     Every checksum is verified, in parallel. With `repair` corrupt artifacts are set aside.
     """
     present = list(store.keys() & plan.by_key.keys())
+    corrupt: dict[str, str] = {}
 
-    def look(key: str) -> str | None:
-        try:
-            store.verify(key)
-        except CorruptArtifact as error:
-            return error.reason
-        except KeyError:
-            return "vanished"
-        return None
+    def look(keys: list[str]) -> None:
+        for key in keys:
+            try:
+                store.verify(key)
+            except CorruptArtifact as error:
+                corrupt[key] = error.reason
+            except KeyError:
+                corrupt[key] = "vanished"
 
-    with ThreadPoolExecutor(min(16, 4 * (os.cpu_count() or 1))) as pool:
-        reasons = dict(zip(present, pool.map(look, present), strict=True))
-    corrupt = {key: reason for key, reason in reasons.items() if reason}
+    count = min(16, 4 * (os.cpu_count() or 1))
+    with ThreadPoolExecutor(count) as pool:
+        list(pool.map(look, [present[i::count] for i in range(count)]))
+    store.remember()
     if repair:
         for key, reason in corrupt.items():
             store.set_aside(key, reason)
@@ -141,20 +129,27 @@ class Execution:
         self.state: dict[str, State] = {stage.key: "idle" for stage in plan.stages}
         self.summary = Summary()
         self.started = time.monotonic()
-        self._attempts: Counter[str] = Counter()
-        self._ready: list[tuple[float, int, str]] = []
-        self._order = {stage.key: i for i, stage in enumerate(plan.stages)}
-        self._elsewhere: set[str] = set()
         self.running: dict[Any, Stage] = {}
         self.since: dict[str, float] = {}
-        self._totals: tuple[float, dict[str, float]] = (-1e9, {})
+        self.capacity = Capacity()
+        self._looked = -1e9
+        self._asks: dict[tuple[str, int], tuple[Ask, str]] = {}
+        self._usage = Usage()
+        self._attempts: Counter[str] = Counter()
+        self._alone: set[str] = set()
+        self._ready: dict[tuple[str, int], list[tuple[float, int, str]]] = {}
+        self._queued: set[str] = set()
+        self._order = {stage.key: i for i, stage in enumerate(plan.stages)}
+        self._elsewhere: set[str] = set()
+        self._homeless: dict[str, float] = {}
+        self._remotes: dict[bool, Any] = {}
         roots = {str(stage.local["root"]) for stage in plan.stages if stage.local.get("root")}
         self._protected = tuple(sorted({str(store.root), *roots}))
 
     # ------------------------------------------------------------------------------------- life of a run
 
     def run(self) -> Summary:
-        """Execute what is missing. Returns after the last stage, or early when interrupted (Ctrl-C)."""
+        """Execute what is missing. Returns after the last stage, or early when interrupted (Ctrl-C) or stopped."""
         whole, corrupt = survey(self.plan, self.store, repair=True)
         for key, reason in corrupt.items():
             self.progress.note(f"corrupt, set aside: {self.plan.by_key[key].title} ({reason})", bad=True)
@@ -167,7 +162,7 @@ class Execution:
         self._rank()
         self.progress.start(self)
         if wanted:
-            with Leases(self.store.root) as self.leases:
+            with Leases(self.store.root, self.store.desk()) as self.leases:
                 self._loop()
         self.history.save()
         self.summary.seconds = time.monotonic() - self.started
@@ -175,25 +170,52 @@ class Execution:
         return self.summary
 
     def _loop(self) -> None:
-        import ray
-
         for stage in self.plan.stages:
             self._offer(stage)
         try:
-            while self.running or self._ready or self._elsewhere:
-                self._submit()
-                if self.running:
-                    done, _ = ray.wait(list(self.running), num_returns=1, timeout=0.5)
-                    for ref in done:
-                        self._finish(self.running.pop(ref), self._outcome(ref))
-                elif self._elsewhere:
-                    time.sleep(0.5)
-                self._look_elsewhere()
+            while self.running or (not self.summary.stopped and (self._queued or self._elsewhere)):
+                try:
+                    self._turn()
+                except OSError as error:
+                    if error.errno not in FULL:
+                        raise
+                    self._stop_full()
                 self.progress.update(self)
         except KeyboardInterrupt:
             # Workers end with the session. Cancelling their tasks first would race with those that just finish, which
             # has aborted this process from within Ray.
             self.summary.interrupted = True
+
+    def _turn(self) -> None:
+        """Submit what can run, wait a moment, take what has ended."""
+        import ray
+
+        self._look_around()
+        if not self.summary.stopped:
+            self._submit()
+        if self.running:
+            done, _ = ray.wait(list(self.running), num_returns=1, timeout=0.5)
+            for ref in done:
+                stage = self.running.pop(ref)
+                self._usage.give_back(self._ask(stage))
+                self._finish(stage, self._outcome(ref))
+        elif self._elsewhere:
+            time.sleep(0.5)
+        self._look_elsewhere()
+
+    def _stop_full(self) -> None:
+        """No room left: what runs may end, nothing new starts, and nothing counts as the stages' own failure."""
+        if not self.summary.stopped:
+            where = "a disk" if "://" in self.store.url else self.store.url
+            self.summary.stopped = f"no space left on the disk of {where}; make room, then run the same command again"
+            self.progress.note(self.summary.stopped, bad=True)
+
+    def _stop_lost(self) -> None:
+        """Ray is gone with all its workers: nothing runs any more, and nothing can be submitted."""
+        self.running.clear()
+        if not self.summary.stopped:
+            self.summary.stopped = "the Ray session was lost; what is finished is kept: run the same command again"
+            self.progress.note(self.summary.stopped, bad=True)
 
     # ------------------------------------------------------------------------------------- scheduling
 
@@ -207,85 +229,125 @@ class Execution:
             self.rest[stage.key] = self.history.estimate(stage) + max(after, default=0.0)
 
     def _offer(self, stage: Stage) -> None:
-        if self.state[stage.key] == "pending" and all(self.state[n.key] == "done" for n in stage.needs.values()):
-            entry = (-self.rest[stage.key], self._order[stage.key], stage.key)
-            if entry not in self._ready:
-                heapq.heappush(self._ready, entry)
+        if (
+            stage.key not in self._queued
+            and self.state[stage.key] == "pending"
+            and all(self.state[n.key] == "done" for n in stage.needs.values())
+        ):
+            self._queued.add(stage.key)
+            heap = self._ready.setdefault((stage.resources, stage.workers), [])
+            heapq.heappush(heap, (-self.rest[stage.key], self._order[stage.key], stage.key))
 
     def _submit(self) -> None:
-        postponed = []
-        while self._ready:
-            entry = heapq.heappop(self._ready)
+        """Start what is ready and fits, most urgent first; of a class that does not fit now, nothing."""
+        tight: set[tuple[str, int]] = set()
+        while heads := [(heap[0], kind) for kind, heap in self._ready.items() if heap and kind not in tight]:
+            entry, kind = min(heads)
             stage = self.plan.by_key[entry[2]]
-            if self.state[stage.key] != "pending":
+            if self.state[stage.key] == "pending" and not self._may_start(stage):
+                tight.add(kind)
                 continue
-            options = self._options(stage)
-            impossible = self._impossible(options)
-            if impossible:
-                self._fail(stage, Failure(stage.title, "failed", impossible))
-                continue
-            if not self._fits(options):
-                postponed.append(entry)
-                if len(postponed) > 8:  # nothing lighter is likely to fit either
-                    break
-                continue
-            if not self.leases.acquire(stage.key):
-                self._elsewhere.add(stage.key)
-                continue
-            if self._committed(stage):  # another run finished it since we looked
-                self._adopt(stage)
-                continue
+            heapq.heappop(self._ready[kind])
+            self._queued.discard(stage.key)
+            if self.state[stage.key] == "pending":
+                self._start(stage)
+
+    def _may_start(self, stage: Stage) -> bool:
+        if self._alone:  # what ran out of memory gets all of it, before anything else starts
+            running = {other.key for other in self.running.values()}
+            if running & self._alone or (self._alone & self._queued and (stage.key not in self._alone or running)):
+                return False
+        return bool(self._impossible(stage)) or self._usage.fits(self._ask(stage), self.capacity)
+
+    def _start(self, stage: Stage) -> None:
+        ask, impossible = self._ask(stage), self._impossible(stage)
+        if impossible:
+            self._fail(stage, Failure(stage.title, "failed", impossible))
+        elif not self.leases.acquire(stage.key):
+            self._elsewhere.add(stage.key)
+        elif self.store.has(stage.key):  # another run finished it since we looked
+            self._adopt(stage)
+        else:
             self.state[stage.key] = "running"
             self.since[stage.key] = time.monotonic()
-            self.running[_remote().options(**options).remote(self._job(stage, options))] = stage
-        for entry in postponed:
-            heapq.heappush(self._ready, entry)
+            self.running[self._remote(stage, ask)] = stage
+            self._usage.take(ask)
 
-    def _options(self, stage: Stage) -> dict[str, Any]:
+    def _ask(self, stage: Stage) -> Ask:
+        """What the stage asks for, in a cluster such as it is now."""
+        return self._weighed(stage)[0]
+
+    def _impossible(self, stage: Stage) -> str:
+        """Why no node can ever run it, or ''."""
+        return self._weighed(stage)[1]
+
+    def _weighed(self, stage: Stage) -> tuple[Ask, str]:
+        kind = (stage.resources, stage.workers)
+        if kind not in self._asks:
+            wanted: Resources = getattr(self.classes, stage.resources)
+            ask = self.capacity.ask(wanted, workers=stage.workers)
+            self._asks[kind] = ask, self.capacity.impossible(ask)
+        return self._asks[kind]
+
+    def _remote(self, stage: Stage, ask: Ask) -> Any:
+        """Submit a stage; the reference to its outcome."""
+        import ray
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        wanted: Resources = getattr(self.classes, stage.resources)
-        options: dict[str, Any] = {
-            "num_cpus": wanted.cpus,
+        gpu = "GPU" in ask.each and ask.workers == 1
+        if gpu not in self._remotes:
+            # A process that has started CUDA keeps the GPU it was given first: one process for each stage on a GPU.
+            self._remotes[gpu] = ray.remote(num_gpus=1, max_calls=1)(run_job) if gpu else ray.remote(run_job)
+        options = {
+            **ask.options(),
             "max_retries": 0,
             "name": stage.title,
             # Within a trial of a sweep: not from the trial's own share, which is nothing.
             "scheduling_strategy": PlacementGroupSchedulingStrategy(placement_group=None),
         }
-        if wanted.gpus and self._total("GPU"):
-            options["num_gpus"] = wanted.gpus
-        if wanted.memory_gib:
-            options["memory"] = int(wanted.memory_gib * 2**30)
-        return options
+        return self._remotes[gpu].options(**options).remote(self._job(stage, ask))
 
-    def _fits(self, options: Mapping[str, Any]) -> bool:
-        for name, option in _ASKS:
-            wanted = options.get(option, 0)
-            used = sum(self._options(stage).get(option, 0) for stage in self.running.values()) if wanted else 0
-            if wanted and used + wanted > self._total(name) + 1e-9:
-                return False
-        return True
+    def _look_around(self) -> None:
+        """Every few seconds: what the cluster has by now, and what it can no longer run."""
+        now = time.monotonic()
+        if now - self._looked < 5:
+            return
+        self._looked, before = now, self.capacity
+        self.capacity = capacity()
+        if not self.capacity.nodes:
+            self._stop_lost()
+        if self.capacity == before or self.summary.stopped:
+            return
+        if self.running:  # what is in flight gives back what it took
+            self._usage = Usage()
+        self._asks.clear()
+        for stage in self.running.values():
+            self._usage.take(self._ask(stage))
+        self._evict(now)
 
-    def _impossible(self, options: Mapping[str, Any]) -> str:
-        """Why the cluster can never run this (Ray itself would wait for ever), or ''."""
-        for name, option in _ASKS:
-            wanted = options.get(option, 0)
-            if wanted > self._total(name):
-                return f"asks for {wanted:g} {name}, the cluster has {self._total(name):g}; see resources in the YAML"
-        return ""
-
-    def _total(self, name: str) -> float:
+    def _evict(self, now: float) -> None:
+        """Give up stages that wait within Ray for a node that is gone and has not come back; Ray would for ever."""
         import ray
 
-        if time.monotonic() - self._totals[0] > 5:  # an autoscaled cluster grows
-            self._totals = (time.monotonic(), ray.cluster_resources())
-        return float(self._totals[1].get(name, 0.0))
+        for ref, stage in list(self.running.items()):
+            why = self._impossible(stage)
+            since = self._homeless.setdefault(stage.key, now) if why else now
+            if not why:
+                self._homeless.pop(stage.key, None)
+            elif now - since > PATIENCE_S:
+                self._usage.give_back(self._ask(self.running.pop(ref)))
+                ray.cancel(ref, force=True)
+                if stage.workers > 1:
+                    parallel.free(self.store.url, stage.key)
+                self.leases.release(stage.key)
+                self._fail(stage, Failure(stage.title, "failed", why))
 
     def workers(self) -> float:
         """How many one-CPU stages the cluster runs at a time, as far as known."""
-        return max(1.0, self._totals[1].get("CPU", float(os.cpu_count() or 1)))
+        return max(1.0, self.capacity.total("CPU") or float(os.cpu_count() or 1))
 
-    def _job(self, stage: Stage, options: Mapping[str, Any]) -> Job:
+    def _job(self, stage: Stage, ask: Ask) -> Job:
+        wanted: Resources = getattr(self.classes, stage.resources)
         return Job(
             key=stage.key,
             kind=stage.kind,
@@ -299,7 +361,11 @@ class Execution:
             local=dict(stage.local),
             store=self.store.url,
             run=self.leases.run,
-            cuda=bool(options.get("num_gpus")),
+            workers=ask.workers,
+            cpus=ask.each["CPU"],
+            gpus=ask.each.get("GPU", 0.0),
+            memory=ask.each.get("memory", 0.0),
+            limit_s=60 * wanted.limit_minutes if wanted.limit_minutes else None,
             # a preparing stage reads raw data; every other stage only its inputs
             protected=tuple(p for p in self._protected if p != str(stage.local.get("root"))),
         )
@@ -318,26 +384,60 @@ class Execution:
     def _finish(self, stage: Stage, outcome: Outcome | Exception) -> None:
         self.leases.release(stage.key)
         if isinstance(outcome, Exception):
-            self._attempts[stage.key] += 1
-            what = f"{type(outcome).__name__} (worker lost)"
-            if self._attempts[stage.key] < ATTEMPTS:
-                self.progress.note(f"{stage.title}: {what}, trying again", bad=True)
-                self.state[stage.key] = "pending"
-                self._offer(stage)
-            else:
-                self._fail(stage, Failure(stage.title, "failed", f"{what} {ATTEMPTS} times", str(outcome)))
+            self._lost(stage, outcome)
         elif outcome.ok:
             self.history.add(stage, outcome.seconds)
             self.summary.executed += 1
             self.summary.executed_titles.append(stage.title)
             self._done(stage)
+        elif outcome.full:
+            self.state[stage.key] = "pending"
+            self._stop_full()
         elif outcome.corrupt:
             self._redo_input(stage, outcome)
         else:
             self._fail(stage, Failure(stage.title, "failed", outcome.error, outcome.trace))
 
+    def _lost(self, stage: Stage, error: Exception) -> None:
+        """The infrastructure failed under a stage: try it again, a few times."""
+        if type(error).__name__ == "LocalRayletDiedError":
+            self.state[stage.key] = "pending"
+            self._stop_lost()
+            return
+        if stage.workers > 1:
+            parallel.free(self.store.url, stage.key)
+        self._attempts[stage.key] += 1
+        self._looked = -1e9  # a node may have gone with it
+        what, trace = self._what_happened(stage, error)
+        if self._attempts[stage.key] < ATTEMPTS:
+            again = "trying again"
+            if type(error).__name__ == "OutOfMemoryError":
+                self._alone.add(stage.key)
+                again = "trying again with nothing beside it"
+            self.progress.note(f"{stage.title}: {what}, {again}", bad=True)
+            self.state[stage.key] = "pending"
+            self._offer(stage)
+        else:
+            self._fail(stage, Failure(stage.title, "failed", f"{what}, {ATTEMPTS} times", trace))
+
+    def _what_happened(self, stage: Stage, error: Exception) -> tuple[str, str]:
+        """In words, and what is known of the place where it happened."""
+        limit = getattr(self.classes, stage.resources).limit_minutes
+        if limit and time.monotonic() - self.since[stage.key] >= 60 * limit:
+            return f"took longer than its limit of {limit:g} min and was ended", self.store.last_words(stage.key)
+        if isinstance(error, parallel.GroupLost):
+            return f"its workers were lost ({getattr(error, 'cause', error)})", str(error)
+        names = {
+            "WorkerCrashedError": "its worker died",
+            "OutOfMemoryError": "out of memory, its worker was killed",
+            "NodeDiedError": "its node was lost",
+        }
+        name = type(error).__name__
+        return f"{names[name]} ({name})" if name in names else f"worker lost ({name})", str(error)
+
     def _done(self, stage: Stage) -> None:
         self.state[stage.key] = "done"
+        self._alone.discard(stage.key)
         for dependant in self.plan.dependants[stage.key]:
             self._offer(dependant)
 
@@ -346,12 +446,31 @@ class Execution:
         producer = self.plan.by_key[outcome.corrupt]
         self._attempts[producer.key] += 1
         self.state[stage.key] = "pending"
-        if self._attempts[producer.key] >= ATTEMPTS:
+        reason = self._wrong_with(producer.key)
+        if not reason:  # whole from here: the worker's node looks at another folder, or lost its way to this one
+            what = f"a worker on {outcome.host} found that {producer.title} {outcome.error}, but it is whole"
+            if self._attempts[producer.key] >= ATTEMPTS:
+                self._fail(stage, Failure(stage.title, "failed", f"{what}; is the store on a path that nodes share?"))
+            else:
+                self.progress.note(f"{stage.title}: {what}; trying again", bad=True)
+                self._offer(stage)
+        elif self._attempts[producer.key] >= ATTEMPTS:
             self._fail(producer, Failure(producer.title, "failed", f"its artifact {outcome.error} again and again"))
-            return
-        self.progress.note(f"corrupt, set aside: {producer.title} ({outcome.error}); making it again", bad=True)
-        self.store.set_aside(producer.key, outcome.error)
-        self._demand(producer)
+        else:
+            self.progress.note(f"corrupt, set aside: {producer.title} ({reason}); making it again", bad=True)
+            self.store.set_aside(producer.key, reason)
+            self._demand(producer)
+
+    def _wrong_with(self, key: str) -> str:
+        """What is wrong with an artifact, read afresh from here; '' if nothing is."""
+        try:
+            self.store.forget(key)
+            self.store.verify(key)
+        except CorruptArtifact as error:
+            return error.reason
+        except KeyError:
+            return "is missing"
+        return ""
 
     def _demand(self, stage: Stage) -> None:
         if self.state[stage.key] in ("running", "pending"):
@@ -364,8 +483,8 @@ class Execution:
 
     def _fail(self, stage: Stage, failure: Failure) -> None:
         self.state[stage.key] = "failed"
+        self._alone.discard(stage.key)
         self.summary.failures[stage.key] = failure
-        self.store.note_failure(stage.key, {"title": failure.title, "error": failure.error, "trace": failure.trace})
         self.progress.note(f"failed: {stage.title}: {failure.error}", bad=True)
         stack = list(self.plan.dependants[stage.key])
         while stack:
@@ -375,6 +494,7 @@ class Execution:
                 blocked = Failure(dependant.title, "blocked", f"needs {stage.title}, which failed: {failure.error}")
                 self.summary.failures[dependant.key] = blocked
                 stack.extend(self.plan.dependants[dependant.key])
+        self.store.note_failure(stage.key, {"title": failure.title, "error": failure.error, "trace": failure.trace})
 
     # ------------------------------------------------------------------------------------- other runs
 
@@ -401,67 +521,3 @@ class Execution:
                 self.leases.release(key)
                 self._elsewhere.discard(key)
                 self._offer(stage)
-
-
-_REMOTE: list[Any] = []
-
-
-def _remote() -> Any:
-    """`run_job` as a Ray function, made once Ray is there."""
-    if not _REMOTE:
-        import ray
-
-        _REMOTE.append(ray.remote(run_job))
-    return _REMOTE[0]
-
-
-@contextmanager
-def cluster(workers: int | None = None, address: str | None = None) -> Iterator[None]:
-    """A Ray session: a local one with `workers` CPUs, or the cluster at `address`.
-
-    An already initialised session of this process is used as it is and left running. Raises UserError if the
-    cluster cannot be reached.
-    """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if address is None:  # other users of this machine must not submit to our session; a cluster has its own rule
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    # A stage that asked for no GPU must see none, whatever the node has.
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
-    _REMOTE.clear()
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "configure_logging": True}
-    if address is None:
-        options |= {
-            "num_cpus": workers or os.cpu_count() or 1,
-            "include_dashboard": False,
-            "object_store_memory": 256 * 2**20,
-        }
-    else:
-        options["address"] = address
-    try:
-        if address is not None:
-            _listening(address)
-        ray.init(**options)
-    except Exception as error:  # Ray raises what it likes: no cluster, no client, another version, no token
-        if address is None:
-            raise
-        what = f"no Ray cluster can be reached ({one_line(error)}); start one with `ray start --head`, or leave it out"
-        raise UserError(Problem(f"--address {address}", what)) from None
-    try:
-        yield
-    finally:
-        ray.shutdown()
-        _REMOTE.clear()
-
-
-def _listening(address: str) -> None:
-    """Raises OSError where nothing answers at HOST:PORT; Ray itself would try for minutes. Other forms are Ray's."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if host and port.isdigit():
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S):
-            pass

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from sys import intern
 from typing import Any
 
 from harness.engine.plan import Stage, canonical
@@ -24,23 +25,31 @@ class History:
     def __init__(self, root: Path):
         self.path = root / "durations.json"
         self.seen: dict[str, tuple[int, float]] = {}
+        self._named: dict[tuple[str, str, tuple[str, ...]], tuple[str, str, str]] = {}
         with contextlib.suppress(OSError, ValueError, TypeError):
             self.seen = {k: (int(n), float(m)) for k, (n, m) in json.loads(self.path.read_text()).items()}
 
-    @staticmethod
-    def _names(stage: Stage) -> tuple[str, str, str]:
+    def _names(self, stage: Stage) -> tuple[str, str, str]:
         """From exact to vague: the same work with the same settings, the same work, the same kind."""
+        # A run asks for each stage's estimate again and again: to rank it, and at every update of the progress.
+        asked = (stage.key, stage.kind, stage.code)
+        if asked not in self._named:
+            self._named[asked] = self._make_names(stage)
+        return self._named[asked]
+
+    @staticmethod
+    def _make_names(stage: Stage) -> tuple[str, str, str]:
         work = "|".join((stage.kind, stage.fn, *stage.code))
         settings = {name: stage.params[name] for name in ("method", "task", "part") if name in stage.params}
         digest = hashlib.sha256(canonical(settings).encode()).hexdigest()[:12]
-        return f"{work}|{digest}", work, stage.kind
+        return intern(f"{work}|{digest}"), intern(work), stage.kind
 
     def add(self, stage: Stage, seconds: float) -> None:
         for name in self._names(stage):
             count, mean = self.seen.get(name, (0, 0.0))
             count = min(count + 1, 20)  # older machines and sizes fade out
             self.seen[name] = (count, mean + (seconds - mean) / count)
-        if iterations := _trained(stage):
+        if iterations := trained(stage):
             self.seen[_rate(stage)] = (1, seconds / iterations)
 
     def estimate(self, stage: Stage) -> float:
@@ -48,7 +57,7 @@ class History:
         exact, *vague = self._names(stage)
         if exact in self.seen:
             return self.seen[exact][1]
-        if iterations := _trained(stage):
+        if iterations := trained(stage):
             return iterations * self.seen.get(_rate(stage), (0, PER_ITERATION))[1]
         for name in vague:
             if name in self.seen:
@@ -68,7 +77,7 @@ def _rate(stage: Stage) -> str:
     return "|".join((stage.kind, stage.fn, *stage.code, str(stage.params.get("part", "")), "iteration"))
 
 
-def _trained(stage: Stage) -> int:
+def trained(stage: Stage) -> int:
     """Iterations that a stage trains for, 0 where nothing is trained."""
     return _iterations(stage.params) if stage.kind in ("train", "fit") else 0
 

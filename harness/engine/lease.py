@@ -1,9 +1,9 @@
 """Who is computing what: two runs on one store never repeat each other's stages.
 
-A run announces itself in STORE/runs with a counter that a thread keeps advancing. A lease is a file created
-exclusively in STORE/leases that names the run. A run is dead when its process is gone (same host) or when its
-counter has not moved for `PATIENCE` seconds of the observer's own monotonic clock: wall clocks, which may jump,
-play no part. A dead run's leases may be taken over.
+A run announces itself in runs/ with a counter that a thread keeps advancing. A lease is a note created exclusively in
+leases/ that names the run; both lie on the store's desk (engine/desk.py). A run is dead when its process is gone (same
+host) or when its counter has not moved for `PATIENCE` seconds of the observer's own monotonic clock: wall clocks, which
+may jump, play no part. A dead run's leases may be taken over.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import time
 import uuid
 from pathlib import Path
 
-from harness.engine.store import write_atomically
+from harness.engine.desk import Desk, FolderDesk
+from harness.engine.store import DOWNLOADS
 
 BEAT = 2.0
 """Seconds between two beats of a living run."""
@@ -27,10 +28,14 @@ PATIENCE = 20.0
 
 
 class Leases:
-    """The leases of one run. Use as a context manager: it announces the run, beats, and cleans up."""
+    """The leases of one run. Use as a context manager: it announces the run, beats, and cleans up.
 
-    def __init__(self, root: Path):
+    root: the store's local folder, where half-written artifacts lie. desk: where the notes lie; default: there too.
+    """
+
+    def __init__(self, root: Path, desk: Desk | None = None):
         self.root = root
+        self._desk = desk
         self.run = uuid.uuid4().hex[:12]
         self._count = 0
         self._held: set[str] = set()
@@ -38,8 +43,8 @@ class Leases:
         self._watched: dict[str, tuple[int, float]] = {}
 
     def __enter__(self) -> Leases:
-        for name in ("runs", "leases", "tmp"):
-            (self.root / name).mkdir(parents=True, exist_ok=True)
+        (self.root / "tmp").mkdir(parents=True, exist_ok=True)
+        self.desk = self._desk or FolderDesk(self.root)
         self._beat()
         self._thread = threading.Thread(target=self._keep_beating, daemon=True, name="lease-beat")
         self._thread.start()
@@ -52,42 +57,33 @@ class Leases:
         for key in list(self._held):
             self.release(key)
         shutil.rmtree(self.root / "tmp" / self.run, ignore_errors=True)
-        self._announcement(self.run).unlink(missing_ok=True)
+        self.desk.remove(f"runs/{self.run}.json")
 
     def acquire(self, key: str) -> bool:
         """Take the lease of a key. False while a living run holds it."""
-        path = self.root / "leases" / key
+        name = f"leases/{key}"
         for _ in range(3):
-            try:
-                descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-            except FileExistsError:
-                if not self._take_from_the_dead(path):
-                    return False
-                continue
-            with os.fdopen(descriptor, "w") as file:
-                file.write(self.run)
-            self._held.add(key)
-            return True
+            if self.desk.create(name, self.run):
+                self._held.add(key)
+                return True
+            if not self._free_of_the_dead(name):
+                return False
         return False
 
     def release(self, key: str) -> None:
         if key in self._held:
             self._held.discard(key)
-            (self.root / "leases" / key).unlink(missing_ok=True)
+            self.desk.remove(f"leases/{key}")
 
-    def _take_from_the_dead(self, path: Path) -> bool:
-        try:
-            owner = path.read_text()
-        except FileNotFoundError:
+    def _free_of_the_dead(self, name: str) -> bool:
+        owner = self.desk.read(name)
+        if owner is None:
             return True
         if owner and self._alive(owner):
             return False
-        if not owner and self._fresh(path.name):  # created a moment ago, its owner's name not yet written
+        if not owner and self._fresh(name):  # created a moment ago, its owner's name not yet written
             return False
-        grave = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
-        with contextlib.suppress(FileNotFoundError):  # of several heirs one rename succeeds
-            os.rename(path, grave)
-            grave.unlink()
+        self.desk.seize(name)
         return True
 
     def _fresh(self, name: str) -> bool:
@@ -98,7 +94,7 @@ class Leases:
         if run == self.run:
             return True
         try:
-            card = json.loads(self._announcement(run).read_text())
+            card = json.loads(self.desk.read(f"runs/{run}.json") or "")
             count, host, pid, started = card["count"], card["host"], card["pid"], card["started"]
         except (OSError, ValueError, KeyError, TypeError):
             return False
@@ -110,14 +106,11 @@ class Leases:
             return True
         return time.monotonic() - seen[1] < PATIENCE
 
-    def _announcement(self, run: str) -> Path:
-        return self.root / "runs" / f"{run}.json"
-
     def _beat(self) -> None:
         self._count += 1
         card = {"count": self._count, "host": _host(), "pid": os.getpid(), "started": _process_start(os.getpid())}
         with contextlib.suppress(OSError):  # a full disk must not end the run by way of its heartbeat
-            write_atomically(self._announcement(self.run), json.dumps(card))
+            self.desk.write(f"runs/{self.run}.json", json.dumps(card))
 
     def _keep_beating(self) -> None:
         while not self._stop.wait(BEAT):
@@ -126,11 +119,16 @@ class Leases:
     def _sweep(self) -> None:
         """Remove what dead runs on this host left half-written."""
         for folder in (self.root / "tmp").iterdir():
-            if folder.is_dir() and folder.name != self.run and not self._alive(folder.name):
+            if folder.is_dir() and not self._in_use(folder.name):
                 shutil.rmtree(folder, ignore_errors=True)
-        for card in (self.root / "runs").glob("*.json"):
-            if not self._alive(card.stem):
-                card.unlink(missing_ok=True)
+        for name in self.desk.names("runs"):
+            if name.endswith(".json") and not self._alive(name.removesuffix(".json")):
+                self.desk.remove(f"runs/{name}")
+
+    def _in_use(self, name: str) -> bool:
+        if name.startswith(DOWNLOADS):
+            return _process_start(int(name.removeprefix(DOWNLOADS))) is not None
+        return self._alive(name)
 
 
 def _host() -> str:

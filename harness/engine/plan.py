@@ -7,12 +7,14 @@ its seed. Equal keys are one stage, whoever asks for it; a key that the store ho
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 from harness.engine import code
@@ -32,6 +34,7 @@ class Stage:
     data:      fingerprint of files read from outside the store.
     seed:      derived from the cell's identity, see `seed_of`.
     local:     where things lie on this machine (data root). Not part of the key.
+    workers:   processes that train it together, each with a batch of its own (docs/multi_gpu.md).
     """
 
     kind: str
@@ -44,23 +47,33 @@ class Stage:
     data: str = ""
     seed: int | None = None
     local: Mapping[str, Any] = field(default_factory=dict)
+    workers: int = 1
 
-    @cached_property
+    @property
     def components(self) -> dict[str, Any]:
         """What the key is made of, name by name; kept in the manifest so that `explain` can compare."""
+        return {"parameters": json.loads(canonical(self.params)), **self._other_components()}
+
+    def _other_components(self) -> dict[str, Any]:
         roots = tuple(dict.fromkeys((self.fn, *self.code)))
         return {
             "function": self.fn,
-            "parameters": json.loads(canonical(self.params)),
             "inputs": {name: need.key for name, need in sorted(self.needs.items())},
             "code": code.fingerprint(roots),
             "data": self.data,
             "seed": self.seed,
+            # Several workers make another result; one must keep the keys of old.
+            **({"workers": self.workers} if self.workers > 1 else {}),
         }
 
     @cached_property
     def key(self) -> str:
-        return hashlib.sha256(canonical(self.components).encode()).hexdigest()
+        """sha256 of the components as canonical JSON."""
+        # Parameters are most of the text and much the same from stage to stage: they are not parsed and written anew.
+        texts = {name: _encode(value) for name, value in self._other_components().items()}
+        texts["parameters"] = _settled(_encode(self.params))
+        text = ",".join(f"{_encode(name)}:{texts[name]}" for name in sorted(texts))
+        return hashlib.sha256(f"{{{text}}}".encode()).hexdigest()
 
     def __hash__(self) -> int:
         return hash(self.key)
@@ -72,6 +85,16 @@ class Stage:
 def canonical(value: Any) -> str:
     """JSON with sorted keys and no spaces; refuses NaN and anything that is not JSON."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+_encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
+"""`canonical`, without an encoder of its own for each call. Stages hash by `canonical`: its code is in their keys."""
+
+
+@lru_cache(maxsize=1024)
+def _settled(text: str) -> str:
+    """Canonical JSON as reading and writing it again leaves it: names that were numbers are sorted as text."""
+    return canonical(json.loads(text))
 
 
 def seed_of(*identity: str | int) -> int:
@@ -138,11 +161,20 @@ class Plan:
 
     def trainings_saved(self) -> int:
         """Trainings that sharing avoids: had each cell trained its own, less the ones planned."""
-        wanted = 0
-        for cell in self.cells:
-            needed = set().union(*(self.ancestors(stage) for stage in cell.finals.values()))
-            wanted += sum(self.by_key[key].kind in {"train", "fit"} for key in needed)
-        return wanted - sum(stage.kind in {"train", "fit"} for stage in self.stages)
+        none: frozenset[str] = frozenset()
+        behind: dict[str, frozenset[str]] = {}  # trainings that lead to a stage, itself included; most sets are shared
+        planned = 0
+        for stage in self.stages:
+            found = none
+            for need in stage.needs.values():
+                if not behind[need.key] <= found:
+                    found = found | behind[need.key] if found else behind[need.key]
+            if stage.kind in ("train", "fit"):
+                planned += 1
+                found |= {stage.key}
+            behind[stage.key] = found
+        wanted = sum(len(none.union(*(behind[final.key] for final in cell.finals.values()))) for cell in self.cells)
+        return wanted - planned
 
     def find(self, name: str) -> list[Stage]:
         """Stages whose title equals `name`, else whose key starts with it, else whose title contains it."""
@@ -171,3 +203,18 @@ def _in_order(finals: Iterable[Stage]) -> Iterator[Stage]:
             else:
                 stack.append((stage, True))
                 stack.extend((need, False) for need in reversed(list(stage.needs.values())))
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Plan without Python looking for garbage: all that importing methods and planning make stays, and it looks often.
+
+    Saves about a fifth of the time.
+    """
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()

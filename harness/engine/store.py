@@ -5,6 +5,7 @@
     STORE/tmp/RUN/…           artifacts being written; a dead run's are swept away
     STORE/corrupt/            artifacts that failed their checksum, set aside
     STORE/failures/KEY.json   the last failure of a stage, with the worker's own traceback
+    STORE/verified.json       how files looked when their contents were last checked; may be deleted at any time
     STORE/runs, leases        who is computing what (engine/lease.py)
 
 A commit writes to tmp on the same filesystem, syncs, and renames once. `RemoteStore` keeps the same layout
@@ -18,16 +19,29 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+from harness.engine.desk import Desk, FolderDesk, ObjectDesk
 from harness.problems import Problem, UserError
 
 MANIFEST = "manifest.json"
+DOWNLOADS = "download-"
+"""In STORE/tmp, followed by the process that downloads there."""
+VERIFIED = "verified.json"
+Look = tuple[str, int, int, int]
+"""How a file looks without opening it: name, bytes, time of change in ns, inode."""
+LAST_WORDS = "last-words.txt"
+"""In a stage's scratch: where its process was when its time limit ended it."""
+
+BUCKETS = ("s3:", "s3a:", "gs:", "gcs:", "az:", "abfs:", "adl:")
+"""Object storage, whose credentials come from the environment alone."""
 
 
 class CorruptArtifact(Exception):
@@ -68,6 +82,8 @@ class Manifest:
             manifest = cls(**raw)
         except (ValueError, TypeError, KeyError, AttributeError):
             raise CorruptArtifact(key, "the manifest is unreadable") from None
+        if any(name.startswith("/") or ".." in name.split("/") for name in manifest.files):
+            raise CorruptArtifact(key, "the manifest names a file outside the artifact")
         if manifest.key != key:
             raise CorruptArtifact(key, "the manifest names another key")
         return manifest
@@ -85,6 +101,14 @@ class Store(ABC):
     @abstractmethod
     def manifest(self, key: str) -> Manifest | None:
         """The manifest, None where there is no such artifact. Raises CorruptArtifact if it is unreadable."""
+
+    @abstractmethod
+    def has(self, key: str) -> bool:
+        """Whether the artifact seems to be there; looks at nothing in it."""
+
+    @abstractmethod
+    def forget(self, key: str) -> None:
+        """Verify anew at the next read, whatever was verified before."""
 
     @abstractmethod
     def read(self, key: str) -> Path:
@@ -121,6 +145,25 @@ class Store(ABC):
         """Check every file against the manifest. Raises KeyError or CorruptArtifact."""
         self.read(key)
 
+    @abstractmethod
+    def desk(self) -> Desk:
+        """Where runs on this store leave notes for each other."""
+
+    def remember(self) -> None:
+        """Keep what `verify` has found whole, so that the next run need not read it again."""
+        return
+
+    def recover(self, key: str) -> bool:
+        """Publish a finished artifact that was left unpublished. False if there is none."""
+        return False
+
+    def last_words(self, key: str) -> str:
+        """Where a stage was when its time limit ended it, as far as it can be read from here."""
+        try:
+            return (self.scratch(key) / LAST_WORDS).read_text()
+        except OSError:
+            return ""
+
 
 class LocalStore(Store):
     """A store in a folder. Safe for any number of processes on any number of hosts that share the folder."""
@@ -128,7 +171,10 @@ class LocalStore(Store):
     def __init__(self, root: Path):
         self._root = Path(os.path.abspath(root))
         self.url = str(self._root)
-        self._verified: dict[str, tuple[Any, ...]] = {}
+        self._verified: dict[str, tuple[Look, ...]] = {}
+        self._known: dict[str, tuple[Look, ...]] | None = None
+        self._news = False
+        self._loading = threading.Lock()
 
     @property
     def root(self) -> Path:
@@ -165,22 +211,70 @@ class LocalStore(Store):
             return None
         return Manifest.parse(key, text)
 
+    def has(self, key: str) -> bool:
+        return (self._object(key) / MANIFEST).exists()
+
+    def forget(self, key: str) -> None:
+        self._verified.pop(key, None)
+        self._remembered().pop(key, None)
+
+    def desk(self) -> Desk:
+        return FolderDesk(self._root)
+
     def read(self, key: str) -> Path:
         manifest = self.manifest(key)
         if manifest is None:
             raise KeyError(key)
         folder = self._object(key)
-        seen: list[Any] = []
+        seen: list[Look] = []
         for name in manifest.files:
             try:
-                stat = os.stat(folder / name)
+                seen.append(_look(folder, name))
             except OSError:
                 raise CorruptArtifact(key, f"{name} is missing") from None
-            seen.append((name, stat.st_size, stat.st_mtime_ns, stat.st_ino))
         if self._verified.get(key) != tuple(seen):
             self._check_files(key, folder, manifest)
             self._verified[key] = tuple(seen)
         return folder
+
+    def verify(self, key: str) -> None:
+        """Check every file: by its contents, unless all look as they did when that was last done, by any run.
+
+        A bit that flips on the disk and changes nothing else is therefore left to readers, who always check contents.
+        """
+        folder, known = str(self._object(key)), self._remembered()
+        with contextlib.suppress(OSError):
+            if key in known and all(_look(folder, look[0]) == look for look in known[key]):
+                return
+        try:
+            described = _look(folder, MANIFEST)  # before it is read: a later change must show
+        except OSError:
+            self.read(key)  # says what is wrong
+            raise KeyError(key) from None
+        self.read(key)
+        known[key] = (described, *self._verified[key])
+        self._news = True
+
+    def remember(self) -> None:
+        if self._news:
+            self._news = False
+            there = self.keys()
+            known = {key: looks for key, looks in self._remembered().items() if key in there}
+            with contextlib.suppress(OSError):  # a store that cannot be written is checked anew each time
+                write_atomically(self._root / VERIFIED, json.dumps(known, separators=(",", ":")))
+
+    def _remembered(self) -> dict[str, tuple[Look, ...]]:
+        with self._loading:
+            if self._known is None:
+                self._known = {}
+                with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
+                    found = json.loads((self._root / VERIFIED).read_bytes())
+                    self._known = {
+                        key: tuple((str(name), int(size), int(at), int(inode)) for name, size, at, inode in looks)
+                        for key, looks in found.items()
+                        if looks
+                    }
+            return self._known
 
     def _check_files(self, key: str, folder: Path, manifest: Manifest) -> None:
         for name, (size, digest) in manifest.files.items():
@@ -249,8 +343,12 @@ class RemoteStore(Store):
         import fsspec
 
         self.url = url.rstrip("/")
+        if "@" in urlsplit(self.url).netloc and self.url.startswith(BUCKETS):
+            shown = f"{urlsplit(self.url).scheme}://…@{urlsplit(self.url).netloc.rpartition('@')[2]}"
+            raise UserError(Problem(shown, "credentials do not belong in an address; leave them to the environment"))
         try:
-            self.fs, self.base = fsspec.core.url_to_fs(self.url)
+            # a cached listing would hide what others commit meanwhile
+            self.fs, self.base = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
         except (ImportError, ValueError) as error:
             raise UserError(Problem(url, f"no such kind of store: {error}")) from None
         name = hashlib.sha256(self.url.encode()).hexdigest()[:16]
@@ -264,12 +362,17 @@ class RemoteStore(Store):
         self.cache.prepare()
         probe = f"{self.base}/tmp/probe-{uuid.uuid4().hex}"
         try:
-            self.fs.makedirs(f"{self.base}/tmp", exist_ok=True)
+            self._make_folder(f"{self.base}/tmp")
             self.fs.pipe_file(probe, b"x")
             self.fs.rm_file(probe)
         except Exception as error:
             what = f"the store cannot be written: {type(error).__name__}; check the URL and credentials"
             raise UserError(Problem(self.url, what)) from None
+
+    def _make_folder(self, path: str) -> None:
+        """Where there are folders. On object storage this would make a bucket of a name that was mistyped."""
+        if not self.url.startswith(BUCKETS):
+            self.fs.makedirs(path, exist_ok=True)
 
     def _object(self, key: str) -> str:
         return f"{self.base}/objects/{key[:2]}/{key}"
@@ -288,6 +391,16 @@ class RemoteStore(Store):
             return None
         return Manifest.parse(key, text)
 
+    def has(self, key: str) -> bool:
+        return bool(self.fs.exists(f"{self._object(key)}/{MANIFEST}"))
+
+    def forget(self, key: str) -> None:
+        self.fs.invalidate_cache()
+        self.cache.forget(key)
+
+    def desk(self) -> Desk:
+        return ObjectDesk(self.fs, self.base)
+
     def read(self, key: str) -> Path:
         manifest = self.manifest(key)
         if manifest is None:
@@ -297,7 +410,7 @@ class RemoteStore(Store):
                 return self.cache.read(key)
         except CorruptArtifact as error:
             self.cache.set_aside(key, error.reason)
-        folder = self.cache.begin(key, "download")
+        folder = self.cache.begin(key, f"{DOWNLOADS}{os.getpid()}")
         for name, (size, digest) in manifest.files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             try:
@@ -325,15 +438,26 @@ class RemoteStore(Store):
 
     def commit(self, folder: Path, manifest: Manifest) -> None:
         self.cache.commit(folder, manifest)
-        local = self.cache.read(manifest.key)
-        full = self.cache.manifest(manifest.key)
+        self._publish(manifest.key)
+
+    def recover(self, key: str) -> bool:
+        """Publish what an earlier attempt on this machine finished but could not upload. False if there is nothing."""
+        try:
+            self._publish(key)
+        except (KeyError, CorruptArtifact):
+            return False
+        return True
+
+    def _publish(self, key: str) -> None:
+        local = self.cache.read(key)
+        full = self.cache.manifest(key)
         assert full is not None
-        self.fs.makedirs(self._object(manifest.key), exist_ok=True)
+        self._make_folder(self._object(key))
         for name in full.files:
-            remote = f"{self._object(manifest.key)}/{name}"
-            self.fs.makedirs(remote.rsplit("/", 1)[0], exist_ok=True)
+            remote = f"{self._object(key)}/{name}"
+            self._make_folder(remote.rsplit("/", 1)[0])
             self.fs.put_file(str(local / name), remote)
-        self.fs.pipe_file(f"{self._object(manifest.key)}/{MANIFEST}", full.to_json().encode())
+        self.fs.pipe_file(f"{self._object(key)}/{MANIFEST}", full.to_json().encode())
 
     def set_aside(self, key: str, reason: str) -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -364,6 +488,11 @@ def open_store(url: str, cache: Path | None = None, *, create: bool = True) -> L
     if create:
         store.prepare()
     return store
+
+
+def _look(folder: str | Path, name: str) -> Look:
+    stat = os.stat(f"{folder}/{name}")
+    return name, stat.st_size, stat.st_mtime_ns, stat.st_ino
 
 
 def file_digest(path: Path) -> str:

@@ -6,6 +6,8 @@ can be pickled. A worker that dies is the executor's business.
 
 from __future__ import annotations
 
+import errno
+import faulthandler
 import importlib
 import json
 import os
@@ -15,14 +17,19 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from harness.distributed import ALONE, Group, WorkerLost
 from harness.engine import code, guard
-from harness.engine.store import CorruptArtifact, Manifest, Store, open_store
+from harness.engine.store import LAST_WORDS, CorruptArtifact, Manifest, Store, open_store
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""What the system says when there is no room."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +63,11 @@ class StageRun:
 
 @dataclass(frozen=True)
 class Job:
-    """A stage as shipped to a worker: plain values only."""
+    """A stage as shipped to a worker: plain values only.
+
+    workers: processes that run it together, each with `cpus`, `gpus` and `memory` (bytes). limit_s: the longest that
+    an attempt may take.
+    """
 
     key: str
     kind: str
@@ -70,7 +81,11 @@ class Job:
     local: Mapping[str, Any]
     store: str
     run: str
-    cuda: bool
+    workers: int = 1
+    cpus: float = 1.0
+    gpus: float = 0.0
+    memory: float = 0.0
+    limit_s: float | None = None
     protected: tuple[str, ...] = ()
 
 
@@ -78,7 +93,8 @@ class Job:
 class Outcome:
     """How a job ended. `error` is one line; `trace` the worker's own traceback.
 
-    `corrupt` names an input that is missing or fails its checksum: not the stage's fault.
+    `corrupt` names an input that is missing or fails its checksum, and `full` tells of a disk without room: neither is
+    the stage's fault.
     """
 
     ok: bool
@@ -86,39 +102,118 @@ class Outcome:
     error: str = ""
     trace: str = ""
     corrupt: str = ""
+    full: bool = False
+    host: str = field(default_factory=platform.node)
 
 
 def run_job(job: Job) -> Outcome:
-    """Run one stage to its commit. Idempotent: a key that is already committed is left alone."""
-    store = _store(job.store)
+    """Run one stage to its commit. Idempotent: a key that is already committed is left alone.
+
+    Raises only for what is no fault of the stage, such as a folder that cannot be reached: worth another attempt.
+    """
     try:
-        if store.manifest(job.key) is not None:
-            return Outcome(ok=True)
-    except CorruptArtifact as error:
-        store.set_aside(job.key, error.reason)
+        if job.workers > 1:
+            from harness.engine import parallel
+
+            return parallel.run(job)
+        return run_here(job)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        return Outcome(ok=False, full=True, error=one_line(error))
+
+
+def run_here(job: Job, group: Group = ALONE, aside: Path | None = None) -> Outcome:
+    """Run one stage in this process: alone, or as one rank of a group, in which rank 0 keeps checkpoints and commits.
+
+    aside: where any other rank writes, to be thrown away. Raises WorkerLost when a rank died.
+    """
+    store = _store(job.store)
+    if group.share(group.leads and _committed(store, job.key)):
+        return Outcome(ok=True)
     inputs: dict[str, Path] = {}
     for name, key in job.inputs.items():
         try:
             inputs[name] = store.read(key)
         except (KeyError, CorruptArtifact) as error:
             return Outcome(ok=False, corrupt=key, error=str(getattr(error, "reason", "is missing")))
-    out = store.begin(job.key, job.run)
-    run = StageRun(job.params, inputs, out, store.scratch(job.key), job.seed, "cuda" if job.cuda else "cpu", job.local)
+    if aside is None:
+        out, scratch = store.begin(job.key, job.run), store.scratch(job.key)
+    else:
+        out, scratch = aside / "out", aside / "scratch"
+        out.mkdir()
+        scratch.mkdir()
+    device = "cuda" if job.gpus else "cpu"
+    run = StageRun(job.params, inputs, out, scratch, job.seed, device, job.local)
     started = time.perf_counter()
     try:
         module, _, name = job.fn.partition(":")
         function = getattr(importlib.import_module(module), name)
         allowed = (*map(str, inputs.values()), str(out), str(run.scratch))
-        with guard.only(allowed, job.protected):
+        with guard.only(allowed, job.protected), _limited(job.limit_s, run.scratch / LAST_WORDS), _one_process():
             function(run)
         if run.curves:
             (out / "curves.json").write_text(json.dumps(run.curves))
         seconds = time.perf_counter() - started
-        store.commit(out, _manifest(job, seconds))
-    except (Exception, SystemExit) as error:
+        group.check()
+        if group.leads:
+            store.commit(out, _manifest(job, seconds))
+    except WorkerLost:
         shutil.rmtree(out, ignore_errors=True)
-        return Outcome(False, time.perf_counter() - started, one_line(error), traceback.format_exc())
+        raise
+    except (Exception, SystemExit) as error:
+        full = _out_of_space(error, out)
+        trace = traceback.format_exc()
+        shutil.rmtree(out, ignore_errors=True)
+        return Outcome(False, time.perf_counter() - started, one_line(error), trace, full=full)
     return Outcome(ok=True, seconds=seconds)
+
+
+def _committed(store: Store, key: str) -> bool:
+    try:
+        return store.manifest(key) is not None or store.recover(key)
+    except CorruptArtifact as error:
+        store.set_aside(key, error.reason)
+        return False
+
+
+@contextmanager
+def _limited(seconds: float | None, note: Path) -> Iterator[None]:
+    """End this process if the block takes longer, leaving in `note` where each thread was. No lock can hold it up."""
+    if seconds is None:
+        yield
+        return
+    with note.open("w") as file:
+        faulthandler.dump_traceback_later(seconds, exit=True, file=file)
+        try:
+            yield
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+    note.unlink(missing_ok=True)
+
+
+@contextmanager
+def _one_process() -> Iterator[None]:
+    """A copy of this process that a stage forked ends here: what follows must happen once."""
+    own = os.getpid()
+    try:
+        yield
+    finally:
+        if os.getpid() != own:
+            os._exit(0)
+
+
+def _out_of_space(error: BaseException, folder: Path) -> bool:
+    """Whether it failed for want of room. Compiled writers (torch.save) do not say so: then the disk is looked at."""
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, OSError) and link.errno in FULL:
+            return True
+        link = link.__cause__ or link.__context__
+    try:
+        return shutil.disk_usage(folder).free < 2**20
+    except OSError:
+        return False
 
 
 def one_line(error: BaseException) -> str:

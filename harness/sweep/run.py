@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from harness import run as running
 from harness.api import Harmonizer
-from harness.engine.executor import Execution, Failure, Progress, Summary, cluster, survey, to_do
+from harness.engine.executor import Execution, Failure, Progress, Summary, survey, to_do
 from harness.engine.plan import Plan, canonical
 from harness.engine.store import Store, open_store
 from harness.home import Home
 from harness.problems import UserError
+from harness.results.connection import shown
 from harness.sweep.file import Sweep, load
 from harness.sweep.trials import KEPT, Journal, Outcome, kept_rows, objectives, run_trials
 
@@ -44,6 +45,7 @@ class SweepResult:
     interrupted: bool
     folder: Path
     tracking: str
+    stopped: str = ""
     oracles: frozenset[str] = frozenset()
     warnings: tuple[str, ...] = ()
     executed_stages: tuple[str, ...] = ()
@@ -62,7 +64,12 @@ class SweepResult:
     @property
     def exit_code(self) -> int:
         """0 all well, 1 something failed, 130 interrupted. A trial that was stopped early has not failed."""
-        return 130 if self.interrupted else 1 if self.failures else 0
+        return 130 if self.interrupted else 1 if self.failures or self.stopped else 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether it came to its end, with whatever failures, and so has results."""
+        return not (self.interrupted or self.stopped)
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -74,9 +81,10 @@ class SweepResult:
             "failed": sum(failure.status == "failed" for failure in self.failures),
             "blocked": sum(failure.status == "blocked" for failure in self.failures),
             "interrupted": self.interrupted,
+            "stopped": self.stopped,
             "seconds": round(self.seconds, 3),
-            "records": None if self.interrupted else str(self.folder / "records.parquet"),
-            "report": None if self.interrupted else str(self.folder / "report.html"),
+            "records": str(self.folder / "records.parquet") if self.complete else None,
+            "report": str(self.folder / "report.html") if self.complete else None,
             "tracking_uri": self.tracking,
             "warnings": list(self.warnings),
             "failures": [asdict(failure) for failure in self.failures],
@@ -132,7 +140,7 @@ def run(
     summary.seconds = time.time() - started
     info = _info(sweep, store, journal, outcome, summary)
     warnings: list[str] = []
-    if not summary.interrupted:
+    if summary.complete:
         if not running.up_to_date(folder, benchmark.plan, summary.executed, bool(failures), info):
             say("collecting results")
             running.collect(benchmark, store, summary, folder, sweep.file, started, info)
@@ -146,8 +154,9 @@ def run(
         failures=tuple(failures.values()),
         seconds=time.time() - started,
         interrupted=summary.interrupted,
+        stopped=summary.stopped,
         folder=folder,
-        tracking=home.tracking,
+        tracking=shown(home.tracking),
         oracles=frozenset(
             row.name for row in benchmark.rows if isinstance(row.method, Harmonizer) and row.method.is_oracle()
         ),
@@ -173,8 +182,7 @@ def _compute(
     with ExitStack() as session:
         if waiting:
             say(f"{name}: {len(waiting)} of {len(sweep.trials)} trials to run")
-            session.enter_context(cluster(workers, address))
-            session.enter_context(running.ended_like_ctrl_c())
+            session.enter_context(running.session(benchmark.plan, store, workers, address))
             kept = kept_rows(benchmark, [trial.name for trial in sweep.trials])
             first = [KEPT] if to_do(kept, *survey(kept, store)) else []
             outcome = run_trials(sweep, first + waiting, store, journal, scratch, say)
@@ -186,8 +194,7 @@ def _compute(
         rest = Plan.of(name, cells)
         todo = to_do(rest, *survey(rest, store))
         if todo and not waiting:
-            session.enter_context(cluster(workers, address))
-            session.enter_context(running.ended_like_ctrl_c())
+            session.enter_context(running.session(rest, store, workers, address))
         return outcome, stopped, Execution(rest, store, benchmark.spec.resources, progress if todo else None).run()
 
 
@@ -233,7 +240,7 @@ def _info(sweep: Sweep, store: Store, journal: Journal, outcome: Outcome, summar
             states[trial.name] = "pending"
     metric = sweep.spec.objective.metric
     judged = {name for name, state in states.items() if state in ("finished", "stopped")}
-    cells = [] if summary.interrupted else [c for c in sweep.benchmark.plan.cells if c.method in judged]
+    cells = [] if not summary.complete else [c for c in sweep.benchmark.plan.cells if c.method in judged]
     values = objectives(sweep.benchmark, store, summary.failures, cells, metric)
     return SweepInfo(
         method=sweep.method,

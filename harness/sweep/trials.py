@@ -70,6 +70,8 @@ def _trial(config: Mapping[str, Any], benchmark: Benchmark, store_url: str, metr
     for number, rung in enumerate(rungs(benchmark, name), 1):
         execution = Execution(Plan.of(name, rung), store, benchmark.spec.resources)
         summary = execution.run()
+        if summary.stopped:
+            raise RuntimeError(summary.stopped)
         failures |= summary.failures
         done += rung
         value = objectives(benchmark, store, failures, done, metric).get(name)

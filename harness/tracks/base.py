@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,13 +13,16 @@ from pydantic import Field, field_validator
 from harness import registry
 from harness.api import Adaptive, Method, Settings
 from harness.data.dataset import Dataset
-from harness.engine.executor import ResourceClasses
 from harness.engine.plan import Plan
+from harness.engine.resources import ResourceClasses
 from harness.problems import Problem, UserError, did_you_mean
 from harness.yamlfile import Document, Where, check
 
 RESERVED = {"store", "cache", "mlruns", "mlartifacts", "combined", "sweeps"}
 """Names in the results folder that no benchmark may take."""
+
+LONGEST_ROW_NAME = 1000
+"""Characters of a row's name. Trials of a sweep are named after their values; MLflow takes a few thousand."""
 
 
 class DataSection(Settings):
@@ -32,7 +36,7 @@ class DataSection(Settings):
     @field_validator("sites")
     @classmethod
     def _distinct(cls, sites: list[str]) -> list[str]:
-        twice = sorted({site for site in sites if sites.count(site) > 1})
+        twice = sorted(site for site, count in Counter(sites).items() if count > 1)
         if twice:
             raise ValueError(f"{', '.join(twice)} is listed twice")
         return sites
@@ -52,7 +56,9 @@ class ReportSection(Settings):
 class BenchmarkSpec(Settings):
     """The keys that every benchmark file has, whatever its track."""
 
-    benchmark: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="name; also of the results folder")
+    benchmark: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100, description="name; also of the results folder"
+    )
     track: str = Field(description="evaluation protocol")
     description: str = Field("", description="one sentence for the report")
     data: DataSection
@@ -71,10 +77,20 @@ class BenchmarkSpec(Settings):
             raise ValueError(f"{name!r} is reserved; choose another name")
         return name
 
+    @field_validator("methods")
+    @classmethod
+    def _named(cls, methods: dict[str, Any]) -> dict[str, Any]:
+        for name in methods:
+            if not name.isprintable() or not 0 < len(name.strip()) <= len(name) <= LONGEST_ROW_NAME:
+                raise ValueError(
+                    f"{name[:40]!r} is no name for a row; use 1 to {LONGEST_ROW_NAME} characters that can be shown"
+                )
+        return methods
+
     @field_validator("seeds", "metrics")
     @classmethod
     def _once(cls, values: list[Any]) -> list[Any]:
-        twice = sorted({str(v) for v in values if values.count(v) > 1})
+        twice = sorted(str(v) for v, count in Counter(values).items() if count > 1)
         if twice:
             raise ValueError(f"{', '.join(twice)} is listed twice")
         return values
@@ -150,7 +166,7 @@ def resolve_row(
 
 def unknown(document: Document, at: Where, values: Iterable[str], known: Iterable[str], noun: str) -> list[Problem]:
     """A problem for each of the listed values that is not known, with a suggestion."""
-    options = list(known)
+    options = list(map(str, known))
     return [
         document.problem((*at, i), f"unknown {noun} {value!r}{did_you_mean(value, options)}")
         for i, value in enumerate(values)

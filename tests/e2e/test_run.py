@@ -2,62 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import mischief
 import polars as pl
 import psutil
 import pytest
 import tiny
 
-PLUGIN = '''
-import os, signal
-import numpy as np
-from harness.api import ApplyData, Context, FitData, Harmonizer, State, hyper
-
-class Mischief(Harmonizer):
-    """Does what `how` says."""
-
-    id = "mischief"
-    reference = "tests"
-    source_free, task_agnostic, unknown_domains = True, True, True
-    how: str = hyper("well", "what to do wrong", origin="tests")
-
-    def harmonize(self, state: State, data: ApplyData, ctx: Context) -> np.ndarray:
-        out = data.target.floats()
-        if self.how == "raise":
-            raise RuntimeError("no idea what these images are")
-        if self.how == "nan":
-            out[0, out.shape[1] // 2] = np.nan
-        if self.how == "shape":
-            return out[:, ::2]
-        if self.how == "range":
-            return out * 255
-        if self.how == "source":
-            return data.source.floats()
-        if self.how == "labels":
-            return data.labels.labels
-        if self.how == "die once" and not (ctx.scratch / "tried").exists():
-            (ctx.scratch / "tried").write_text("x")
-            os.kill(os.getpid(), signal.SIGKILL)
-        return out
-'''
-
 
 @pytest.fixture(scope="module")
 def plugin(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A third-party package with an entry point, on PYTHONPATH as an installed one would be."""
-    root = tmp_path_factory.mktemp("site")
-    (root / "mischief_plugin.py").write_text(PLUGIN)
-    info = root / "mischief_plugin-0.1.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mischief-plugin\nVersion: 0.1\n")
-    (info / "entry_points.txt").write_text("[harness.methods]\nmischief = mischief_plugin:Mischief\n")
-    return os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
+    return mischief.install(tmp_path_factory.mktemp("site"))
 
 
 @pytest.fixture(scope="module")

@@ -200,3 +200,39 @@ def test_a_sweep_goes_on_where_it_ended(tmp_path: Path, plugin: str, number: sig
 
 def records_exist(folder: Path) -> bool:
     return (folder / "runs" / "search" / "records.parquet").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_a_hundred_trials_with_more_slots_asked_for_than_there_are(tmp_path: Path, plugin: str) -> None:
+    """Scheduling at size: 100 trials, 30 at a time on two CPUs, halving early, the driver killed in the middle."""
+    tiny.write(tmp_path, methods={"none": None, "shade": None}, metrics=["dsc"])
+    factors = [round(0.5 + i / 200, 3) for i in range(100)]
+    scheduler = {"asha": {"grace": 1, "reduction": 4}}
+    write(
+        tmp_path, method="shade", space={"factor": {"grid": factors}}, objective={"metric": "dsc"},
+        concurrent=30, scheduler=scheduler,
+    )  # fmt: skip
+    command = [sys.executable, "-m", "harness", "sweep", "search.yaml", "-j", "2", "--tracking", "none"]
+    environment = tiny.environment(PYTHONPATH=plugin)
+    driver = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 600
+    while len(artifacts(tmp_path)) < 80:
+        assert driver.poll() is None, "the sweep ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    time.sleep(3)
+    before = artifacts(tmp_path)
+
+    answer = run(tmp_path, "--tracking", "none", PYTHONPATH=plugin)
+    assert (answer["failed"], answer["interrupted"]) == (0, False)
+    states = [trial["state"] for trial in answer["trials"]]
+    assert len(states) == 100
+    assert set(states) == {"finished", "stopped"}
+    assert states.count("stopped") >= 50, "three of four trials are beaten at the first rung"
+    after = artifacts(tmp_path)
+    assert {key: after[key] for key in before} == before, "what had finished ran again"
+    made = titles(tmp_path)
+    assert len(made) == len(set(made)), "nothing was made twice"

@@ -187,7 +187,33 @@ def test_a_stage_may_open_its_inputs_and_nothing_else_of_the_store(store: LocalS
 def test_what_no_node_can_satisfy_fails_at_once(store: LocalStore) -> None:
     stage = add("greedy")
     summary = run(plan_of(stage), store, classes=ResourceClasses(score=Resources(cpus=99))).summary
-    assert "asks for 99 CPU, the cluster has 2" in summary.failures[stage.key].error
+    assert "asks for 99 CPU, the largest node has 2 CPU" in summary.failures[stage.key].error
+
+
+def test_a_stage_that_hangs_is_ended_and_tried_again(store: LocalStore) -> None:
+    notes, stage = Notes(), add("slow", fn="hang_once")
+    limited = ResourceClasses(score=Resources(limit_minutes=0.02))
+    summary = run(plan_of(stage), store, notes, limited).summary
+    assert (summary.executed, summary.count("failed")) == (1, 0)
+    assert notes.lines == ["slow: took longer than its limit of 0.02 min and was ended, trying again"]
+
+
+def test_a_stage_that_hangs_for_ever_says_where(store: LocalStore) -> None:
+    stage, fine = add("stuck", fn="hang"), add("fine")
+    limited = ResourceClasses(score=Resources(limit_minutes=0.02))
+    summary = run(plan_of(stage, fine), store, classes=limited).summary
+    failure = summary.failures[stage.key]
+    assert failure.error == "took longer than its limit of 0.02 min and was ended, 3 times"
+    assert "toy_stages.py" in failure.trace
+    assert number(store, fine) == 1
+
+
+def test_a_stage_that_forks_is_committed_once(store: LocalStore) -> None:
+    stage = add("forks", fn="fork")
+    summary = run(plan_of(stage, add("after", stage)), store).summary
+    assert (summary.executed, summary.count("failed")) == (2, 0)
+    files = {path.name for path in store.read(stage.key).iterdir()}
+    assert {"written-by-parent.txt", "written-by-child.txt", "number.txt"} <= files
 
 
 def test_longest_remaining_path_goes_first(store: LocalStore) -> None:

@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from harness.engine import lease
+from harness.engine.desk import Desk, FolderDesk, ObjectDesk
 from harness.engine.lease import Leases
+from harness.engine.store import DOWNLOADS
 
 
-def test_one_run_holds_a_key_at_a_time(tmp_path: Path) -> None:
-    with Leases(tmp_path) as first, Leases(tmp_path) as second:
+@pytest.fixture(params=["folder", "objects"])
+def desk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Desk]:
+    if request.param == "folder":
+        yield FolderDesk(tmp_path)
+        return
+    fs = fsspec.filesystem("memory")
+    yield ObjectDesk(fs, f"/{tmp_path.name}")
+    fs.store.clear()
+
+
+def test_one_run_holds_a_key_at_a_time(tmp_path: Path, desk: Desk) -> None:
+    with Leases(tmp_path, desk) as first, Leases(tmp_path, desk) as second:
         assert first.acquire("k")
         assert not second.acquire("k")
         assert second.acquire("other")
@@ -22,10 +37,10 @@ def test_one_run_holds_a_key_at_a_time(tmp_path: Path) -> None:
         assert second.acquire("k")
 
 
-def test_ending_a_run_frees_its_keys(tmp_path: Path) -> None:
-    with Leases(tmp_path) as first:
+def test_ending_a_run_frees_its_keys(tmp_path: Path, desk: Desk) -> None:
+    with Leases(tmp_path, desk) as first:
         assert first.acquire("k")
-    with Leases(tmp_path) as second:
+    with Leases(tmp_path, desk) as second:
         assert second.acquire("k")
 
 
@@ -43,22 +58,30 @@ def test_a_killed_process_loses_its_leases_at_once(tmp_path: Path) -> None:
 
 
 def test_a_silent_run_on_another_host_is_given_up_after_patience(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with Leases(tmp_path) as ours:
-        card = {"count": 5, "host": "elsewhere/boot", "pid": 1, "started": "1"}
-        (tmp_path / "runs" / "theirs.json").write_text(json.dumps(card))
-        (tmp_path / "leases" / "k").write_text("theirs")
+    with Leases(tmp_path, desk) as ours:
+        desk.write("runs/theirs.json", json.dumps({"count": 5, "host": "elsewhere/boot", "pid": 1, "started": "1"}))
+        desk.write("leases/k", "theirs")
         assert not ours.acquire("k")
         monkeypatch.setattr(lease, "PATIENCE", 0.0)
         assert ours.acquire("k")
 
 
-def test_a_beating_run_on_another_host_keeps_its_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_beating_run_on_another_host_keeps_its_lease(
+    tmp_path: Path, desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(lease, "PATIENCE", 0.0)
-    with Leases(tmp_path) as ours:
-        (tmp_path / "leases" / "k").write_text("theirs")
+    with Leases(tmp_path, desk) as ours:
+        desk.write("leases/k", "theirs")
         for count in range(3):
             card = {"count": count, "host": "elsewhere/boot", "pid": 1, "started": "1"}
-            (tmp_path / "runs" / "theirs.json").write_text(json.dumps(card))
+            desk.write("runs/theirs.json", json.dumps(card))
             assert not ours.acquire("k")
+
+
+def test_a_download_under_way_is_not_swept_away(tmp_path: Path) -> None:
+    for name in (f"{DOWNLOADS}{os.getpid()}", f"{DOWNLOADS}999999999", "deadbeef"):
+        (tmp_path / "tmp" / name).mkdir(parents=True)
+    with Leases(tmp_path):
+        assert [path.name for path in (tmp_path / "tmp").iterdir()] == [f"{DOWNLOADS}{os.getpid()}"]

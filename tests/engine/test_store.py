@@ -149,3 +149,11 @@ def test_failures_are_kept_until_the_key_is_committed(store: Store) -> None:
     assert store.failure(KEY) == {"error": "ValueError: x"}
     put(store)
     assert store.failure(KEY) is None
+
+
+@pytest.mark.parametrize("name", ["../../escape.txt", "/tmp/escape.txt", "a/../../b"])
+def test_a_manifest_cannot_name_a_file_outside_its_artifact(tmp_path: Path, name: str) -> None:
+    """Whoever shares a bucket may write a manifest; what it names is never fetched to elsewhere."""
+    text = Manifest("k" * 64, "score", "t", {}, {}, 1.0, 1.0, {name: (1, "0" * 64)}).to_json()
+    with pytest.raises(CorruptArtifact, match="outside the artifact"):
+        Manifest.parse("k" * 64, text.encode())

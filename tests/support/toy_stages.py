@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -48,3 +49,39 @@ def snoop(run: StageRun) -> None:
     """Looks for a file that is no input."""
     with open(run.params["path"]) as file:
         (run.out / "number.txt").write_text(file.read())
+
+
+def hang_once(run: StageRun) -> None:
+    """Waits for ever at the first attempt, holding the interpreter's lock as compiled code may; fine at the second."""
+    marker = run.scratch / "tried"
+    if not marker.exists():
+        marker.write_text("x")
+        sum(iter(int, 1))
+    (run.out / "number.txt").write_text("1")
+
+
+def hang(run: StageRun) -> None:
+    time.sleep(600)
+
+
+def fork(run: StageRun) -> None:
+    """Forks; the child comes back from the function as its parent does."""
+    child = os.fork()
+    (run.out / f"written-by-{'parent' if child else 'child'}.txt").write_text("x")
+    if child:
+        os.waitpid(child, 0)
+    (run.out / "number.txt").write_text("1")
+
+
+def where(run: StageRun) -> None:
+    """Notes which GPUs the process may see, and for how long the stage had them."""
+    start = time.time()
+    time.sleep(run.params.get("sleep", 0.3))
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    (run.out / "seen.json").write_text(json.dumps({"gpus": seen, "from": start, "to": time.time(), "pid": os.getpid()}))
+
+
+def fill(run: StageRun) -> None:
+    """Writes `params.mib` mebibytes."""
+    (run.out / "filler.bin").write_bytes(os.urandom(2**20) * run.params["mib"])
+    (run.out / "number.txt").write_text("1")

@@ -35,6 +35,7 @@ def records(benchmark: Benchmark, store: Store, failures: Mapping[str, Failure])
             "source": cell.source,
             "target": cell.target,
         }
+        scored: dict[str, list[Row]] = {}
         for metric in spec.metrics:
             stage = cell.finals.get(metric_role(metric))
             if stage is None or metric not in stage.params["metrics"]:
@@ -49,8 +50,9 @@ def records(benchmark: Benchmark, store: Store, failures: Mapping[str, Failure])
                 failure = failures[stage.key]
                 yield {**head, **_empty(metric), "status": failure.status, "note": failure.error}
             else:
-                found = json.loads((store.read(stage.key) / "records.json").read_text())
-                yield from ({**head, **row} for row in found if row["metric"] == metric)
+                if stage.key not in scored:
+                    scored[stage.key] = json.loads((store.read(stage.key) / "records.json").read_text())
+                yield from ({**head, **row} for row in scored[stage.key] if row["metric"] == metric)
 
 
 def _empty(metric: str) -> Row:

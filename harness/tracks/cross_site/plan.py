@@ -12,13 +12,15 @@ images(site, split), labels(site, split) or ages(site, split)
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import wraps
+from typing import Any, Literal, TypeVarTuple
 
 from harness.api import Adaptive, Generalizer, Harmonizer, Outcome, TaskModel, TestTimeAdapter
 from harness.contract import adapt_inputs, apply_inputs, fit_inputs
 from harness.data.dataset import Dataset
+from harness.engine.history import trained
 from harness.engine.plan import Cell, Plan, Stage, seed_of
 from harness.tracks.base import Row
 
@@ -32,7 +34,10 @@ TRAITS = ("source_free", "task_agnostic", "unknown_domains")
 
 @dataclass(frozen=True)
 class Protocol:
-    """The choices of a benchmark file that shape the stages."""
+    """The choices of a benchmark file that shape the stages.
+
+    workers: processes that train one model together; stages that train nothing keep to one.
+    """
 
     diagonal: str
     quantize: str
@@ -40,6 +45,7 @@ class Protocol:
     metrics: tuple[str, ...]
     baseline: str
     trace: bool = True
+    workers: int = 1
 
 
 def build_plan(
@@ -83,10 +89,13 @@ def access(plan: Plan, rows: Iterable[Row]) -> dict[str, dict[str, bool]]:
     source_free: no stage of the method is handed source images together with, or after, target images.
     task_agnostic: none is handed the task model, or trains it. unknown_domains: no fit is handed target images.
     """
+    edges: dict[str, dict[str, Stage]] = {row.name: {} for row in rows}
+    for cell in plan.cells:
+        if cell.method in edges:
+            edges[cell.method].update((stage.key, stage) for stage in _own(plan, cell))
     found = {}
     for row in rows:
-        edges = {stage.key: stage for cell in plan.cells if cell.method == row.name for stage in _own(plan, cell)}
-        handed = [(stage.kind, {name.partition(".")[0] for name in stage.needs}) for stage in edges.values()]
+        handed = [(s.kind, {name.partition(".")[0] for name in s.needs}) for s in edges[row.name].values()]
         fits = [names for kind, names in handed if kind == "fit"]
         later = [names for kind, names in handed if kind != "fit"]
         found[row.name] = {
@@ -108,12 +117,30 @@ def _own(plan: Plan, cell: Cell) -> Iterator[Stage]:
                     yield stage
 
 
+_Of = TypeVarTuple("_Of")
+
+
+def _once(make: Callable[[_Wiring, *_Of], Stage]) -> Callable[[_Wiring, *_Of], Stage]:
+    """Cells that need the same stage get one object: its key is computed once, and a large plan fits into memory."""
+
+    @wraps(make)
+    def made(self: _Wiring, *of: *_Of) -> Stage:
+        identity = (make.__name__, *(value.name if isinstance(value, Row) else value for value in of))
+        if identity not in self.made:
+            self.made[identity] = self._shared_out(make(self, *of))
+        return self.made[identity]
+
+    return made
+
+
 @dataclass(frozen=True)
 class _Wiring:
     dataset: Dataset
     sites: tuple[str, ...]
     task: Row
     protocol: Protocol
+    made: dict[tuple[Any, ...], Stage] = field(default_factory=dict)
+    payloads: dict[tuple[str, tuple[str, ...] | None], dict[str, Any]] = field(default_factory=dict)
 
     @property
     def outcome(self) -> Outcome:
@@ -152,8 +179,21 @@ class _Wiring:
         if wanted - LABEL_METRICS - AGE_METRICS:
             yield "images", self._score_images(row, source, target, seed, harmonised)
 
+    def _shared_out(self, stage: Stage) -> Stage:
+        """The stage on as many workers as train together, if it trains."""
+        workers = self.protocol.workers
+        return replace(stage, workers=workers) if workers > 1 and trained(stage) else stage
+
+    def _payload(self, row: Row, fields: Iterable[str] | None = None) -> dict[str, Any]:
+        """`row.payload`, one object for all stages of a row."""
+        asked = (row.name if row is not self.task else "", None if fields is None else tuple(fields))
+        if asked not in self.payloads:
+            self.payloads[asked] = row.payload(asked[1])
+        return self.payloads[asked]
+
     # ------------------------------------------------------------------------------------- learning
 
+    @_once
     def train(self, source: str, seed: int) -> Stage:
         """The task model of a source site."""
         method = self.task.method
@@ -161,20 +201,21 @@ class _Wiring:
             kind="train",
             title=f"train {method.id} {source}{_replicate(seed)}",
             fn=f"{STAGES}:train_task",
-            params={"method": self.task.payload()},
+            params={"method": self._payload(self.task)},
             needs=self._training_data(source),
             resources="train",
             code=(self.task.target,),
             seed=seed_of("train", method.id, source, seed),
         )
 
+    @_once
     def _generalize(self, row: Row, source: str, seed: int) -> Stage:
         """The task model of a source site, trained as a generalizer wants it; the same seed as without it."""
         return Stage(
             kind="fit",
             title=f"fit {row.name} {source}{_replicate(seed)}",
             fn=f"{STAGES}:train_task",
-            params={"method": self.task.payload(), "generalizer": row.payload()},
+            params={"method": self._payload(self.task), "generalizer": self._payload(row)},
             needs=self._training_data(source),
             resources="train",
             code=(self.task.target, row.target),
@@ -195,18 +236,29 @@ class _Wiring:
     def _fits(self, row: Row, source: str, target: str, seed: int) -> dict[str, Stage]:
         """The fit of a method, or of each of its parts, as inputs of the stages that need its state."""
         method = _adaptive(row)
+        where = _fitted_on(method, source, target)
         parts = method.fit_parts()
         if parts:
-            return {f"state.{part}": self._fit(row, source, target, seed, part, parts[part]) for part in parts}
-        return {"state": self._fit(row, source, target, seed)} if method.has_fit() else {}
+            return {f"state.{part}": self._fit(row, where, seed, part) for part in parts}
+        return {"state": self._fit(row, where, seed, "")} if method.has_fit() else {}
 
-    def _fit(
-        self, row: Row, source: str, target: str, seed: int, part: str = "", fields: Iterable[str] | None = None
-    ) -> Stage:
+    @_once
+    def _fit(self, row: Row, where: tuple[str, ...], seed: int, part: str) -> Stage:
         """A fit: on the source alone if it knows no domains, else on the sites that its scope and traits allow."""
         method = _adaptive(row)
-        needs, place, identity = self._fit_data(method, source, target)
-        params: dict[str, Any] = {"method": row.payload(fields if part else row.early_fields())}
+        wanted = fit_inputs(method)
+        if "sites" in wanted:
+            needs = {f"sites.{site}": self.dataset.images(site, "train") for site in self.sites}
+            place, identity = "all sites", tuple(sorted(self.sites))
+        else:
+            sites = {"source": where[0], "target": where[-1], "validation": where[0]}
+            needs = {
+                name: self.dataset.images(sites[name], "validation" if name == "validation" else "train")
+                for name in sorted(wanted)
+            }
+            place, identity = ("↔" if method.fit_scope == "pair" else "→").join(where), where
+        fields = method.fit_parts()[part] if part else row.early_fields()
+        params: dict[str, Any] = {"method": self._payload(row, fields)}
         return Stage(
             kind="fit",
             title=" ".join(filter(None, ["fit", row.name, part, place])) + _replicate(seed),
@@ -218,29 +270,9 @@ class _Wiring:
             seed=seed_of("fit", method.id, *([part] if part else []), *identity, seed),
         )
 
-    def _fit_data(self, method: Adaptive, source: str, target: str) -> tuple[dict[str, Stage], str, tuple[str, ...]]:
-        """Inputs of a fit, the place its title names, and the sites its seed depends on."""
-        wanted = fit_inputs(method)
-        if "sites" in wanted:
-            inputs = {f"sites.{site}": self.dataset.images(site, "train") for site in self.sites}
-            return inputs, "all sites", tuple(sorted(self.sites))
-        identity: tuple[str, ...]
-        if method.unknown_domains:
-            place, identity = source, (source,)
-        elif method.fit_scope == "pair":
-            source, target = sorted((source, target))
-            place, identity = f"{source}↔{target}", (source, target)
-        else:
-            place, identity = f"{source}→{target}", (source, target)
-        images = {
-            "source": self.dataset.images(source, "train"),
-            "target": self.dataset.images(target, "train"),
-            "validation": self.dataset.images(source, "validation"),
-        }
-        return {name: images[name] for name in sorted(wanted)}, place, identity
-
     # ------------------------------------------------------------------------------------- using
 
+    @_once
     def _adapt(self, row: Row, source: str, target: str, seed: int) -> Stage:
         """Adaptation of a harmoniser to the target's images."""
         method = row.method
@@ -252,7 +284,7 @@ class _Wiring:
             kind="adapt",
             title=f"adapt {row.name} {source}→{target}{_replicate(seed)}",
             fn=f"{STAGES}:adapt_harmonizer",
-            params={"method": row.payload(row.early_fields())},
+            params={"method": self._payload(row, row.early_fields())},
             needs={**needs, **self._fits(row, source, target, seed)},
             resources="train",
             code=(row.target,),
@@ -262,7 +294,7 @@ class _Wiring:
     def _apply(self, row: Row, source: str, target: str, seed: int) -> Stage:
         method = _adaptive(row)
         needs = {"target": self.dataset.images(target, "test")}
-        params: dict[str, Any] = {"method": row.payload()}
+        params: dict[str, Any] = {"method": self._payload(row)}
         code: tuple[str, ...] = (row.target,)
         wanted = apply_inputs(method)
         if "source" in wanted:
@@ -275,7 +307,7 @@ class _Wiring:
             needs |= self._fits(row, source, target, seed)
         if "task" in wanted:
             needs["task"] = self.train(source, seed)
-            params["task"] = self.task.payload()
+            params["task"] = self._payload(self.task)
             code = (row.target, self.task.target)
         verb = "harmonize" if isinstance(method, Harmonizer) else "adapt"
         params |= {"quantize": {"mode": self.protocol.quantize}} if verb == "harmonize" else self._answer()
@@ -297,7 +329,7 @@ class _Wiring:
             kind="predict",
             title=f"predict {row.name} {source}→{target}{_replicate(seed)}",
             fn=f"{STAGES}:predict",
-            params={"task": self.task.payload(), **self._answer()},
+            params={"task": self._payload(self.task), **self._answer()},
             needs={"task": task, "images": images or self.dataset.images(target, "test")},
             resources="apply",
             code=(self.task.target,),
@@ -317,8 +349,8 @@ class _Wiring:
             title=f"trace {row.name} {source}→{target}{_replicate(seed)}",
             fn=f"{STAGES}:trace",
             params={
-                "method": row.payload(row.early_fields()),
-                "task": self.task.payload(),
+                "method": self._payload(row, row.early_fields()),
+                "task": self._payload(self.task),
                 "quantize": {"mode": self.protocol.quantize},
                 **self._answer(),
             },
@@ -332,6 +364,7 @@ class _Wiring:
             seed=seed_of("trace", row.method.id, source, target, seed),
         )
 
+    @_once
     def _score_trace(self, row: Row, source: str, target: str, seed: int) -> Stage:
         return Stage(
             kind="trace",
@@ -369,6 +402,15 @@ class _Wiring:
             params={"metrics": sorted(metrics)},
             needs=needs,
         )
+
+
+def _fitted_on(method: Adaptive, source: str, target: str) -> tuple[str, ...]:
+    """The sites that a fit is for: () for all, (source,), or a pair, sorted where it serves both directions."""
+    if "sites" in fit_inputs(method):
+        return ()
+    if method.unknown_domains:
+        return (source,)
+    return tuple(sorted((source, target))) if method.fit_scope == "pair" else (source, target)
 
 
 def _adaptive(row: Row) -> Adaptive:

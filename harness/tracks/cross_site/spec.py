@@ -72,7 +72,13 @@ def resolve(document: Document, cache: Path, root: Path | None = None) -> base.B
     assert dataset is not None
     assert task is not None
     protocol = Protocol(
-        spec.diagonal, spec.quantize, spec.paired, tuple(spec.metrics), spec.report.baseline, spec.trace
+        spec.diagonal,
+        spec.quantize,
+        spec.paired,
+        tuple(spec.metrics),
+        spec.report.baseline,
+        spec.trace,
+        spec.resources.train.workers,
     )
     plan = build_plan(spec.benchmark, dataset, sites, task, rows, tuple(spec.seeds), protocol)
     extra = {

@@ -1,0 +1,55 @@
+"""Plugins that fork, exit, leak and shout: their own cells may fail, nothing else does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import psutil
+from lab import Lab, line
+
+Check = Callable[..., None]
+QUIET = ("--tracking", "none")
+OTHERS = ("none", "histogram_matching")
+
+
+def test_a_plugin_forks(trained: Lab, survived: Check) -> None:
+    trained.write("fork")
+    before = trained.finished()
+    answer, log = trained.run(*QUIET)
+    assert answer["failed"] == 0
+    left = [p for p in psutil.process_iter(["cmdline"]) if "ray::apply mischief" in " ".join(p.info["cmdline"] or [])]
+    assert left == [], "children outlived the run"
+    survived("a plugin forks", trained, line(log, "tiny:", "executed"), before)
+
+
+def test_a_plugin_exits(trained: Lab, survived: Check) -> None:
+    before = trained.finished()
+    for how, words in (("exit", ("SystemExit",)), ("leave", ("its worker died", "3 times"))):
+        trained.write(how)
+        answer, log = trained.run(*QUIET, code=1)
+        assert {f["stage"].split()[1] for f in answer["failures"]} == {"mischief"}
+        told = line(log, "failed: apply mischief", *words)
+    survived("a plugin exits", trained, told, before, methods=OTHERS)
+
+
+def test_a_plugin_leaks_memory(trained: Lab, survived: Check) -> None:
+    trained.write("leak")
+    memory = psutil.virtual_memory()
+    threshold = (memory.total - memory.available + 3 * 2**30) / memory.total
+    before = trained.finished()
+    starved = {"RAY_memory_usage_threshold": f"{threshold:.3f}", "RAY_memory_monitor_refresh_ms": "100"}
+    answer, log = trained.run(*QUIET, code=1, **starved)
+    assert {f["stage"].split()[1] for f in answer["failures"]} == {"mischief"}
+    survived(
+        "a plugin leaks memory", trained, line(log, "failed: apply mischief", "out of memory"), before, methods=OTHERS
+    )
+
+
+def test_a_plugin_writes_to_stdout(trained: Lab, survived: Check) -> None:
+    """With --json, stdout is one document: `Lab.run` reads it."""
+    trained.write("shout")
+    before = trained.finished()
+    answer, log = trained.run(*QUIET)
+    assert answer["failed"] == 0
+    assert not any("shouting" in text or "past Python" in text for text in log)
+    survived("a plugin writes to stdout", trained, line(log, "tiny:", "executed"), before)
