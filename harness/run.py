@@ -131,7 +131,7 @@ def run(
     say: Callable[[str], None] = lambda text: None,
 ) -> RunResult:
     """Run a benchmark file to its report. Raises UserError before any work if something is wrong."""
-    started = time.time()
+    started, clock = time.time(), time.monotonic()
     benchmark, store = prepare(file, list(overrides), home, root)
     home.remember(benchmark.spec.benchmark, file)
     execution = Execution(benchmark.plan, store, benchmark.spec.resources, progress)
@@ -154,7 +154,7 @@ def run(
         cached=summary.cached,
         failed=summary.count("failed"),
         blocked=summary.count("blocked"),
-        seconds=time.time() - started,
+        seconds=time.monotonic() - clock,
         interrupted=summary.interrupted,
         folder=folder,
         tracking=shown(home.tracking),

@@ -142,6 +142,7 @@ class Execution:
         self._order = {stage.key: i for i, stage in enumerate(plan.stages)}
         self._elsewhere: set[str] = set()
         self._homeless: dict[str, float] = {}
+        self._made: dict[str, float] = {}
         self._remotes: dict[bool, Any] = {}
         roots = {str(stage.local["root"]) for stage in plan.stages if stage.local.get("root")}
         self._protected = tuple(sorted({str(store.root), *roots}))
@@ -437,6 +438,7 @@ class Execution:
 
     def _done(self, stage: Stage) -> None:
         self.state[stage.key] = "done"
+        self._made[stage.key] = time.monotonic()
         self._alone.discard(stage.key)
         for dependant in self.plan.dependants[stage.key]:
             self._offer(dependant)
@@ -444,8 +446,16 @@ class Execution:
     def _redo_input(self, stage: Stage, outcome: Outcome) -> None:
         """An input was missing or corrupt on read: set it aside and make it again, then this stage."""
         producer = self.plan.by_key[outcome.corrupt]
-        self._attempts[producer.key] += 1
         self.state[stage.key] = "pending"
+        if self.state[producer.key] in ("pending", "running"):
+            return  # another stage found out before, and this one waits for it like that one
+        if self.state[producer.key] != "done":
+            self._block(stage, producer, self.summary.failures[producer.key].error)
+            return
+        if self._made.get(producer.key, -1e9) > self.since[stage.key]:  # made anew since this stage looked
+            self._offer(stage)
+            return
+        self._attempts[producer.key] += 1
         reason = self._wrong_with(producer.key)
         if not reason:  # whole from here: the worker's node looks at another folder, or lost its way to this one
             what = f"a worker on {outcome.host} found that {producer.title} {outcome.error}, but it is whole"
@@ -486,15 +496,20 @@ class Execution:
         self._alone.discard(stage.key)
         self.summary.failures[stage.key] = failure
         self.progress.note(f"failed: {stage.title}: {failure.error}", bad=True)
-        stack = list(self.plan.dependants[stage.key])
-        while stack:
-            dependant = stack.pop()
-            if self.state[dependant.key] == "pending":
-                self.state[dependant.key] = "blocked"
-                blocked = Failure(dependant.title, "blocked", f"needs {stage.title}, which failed: {failure.error}")
-                self.summary.failures[dependant.key] = blocked
-                stack.extend(self.plan.dependants[dependant.key])
+        for dependant in self.plan.dependants[stage.key]:
+            self._block(dependant, stage, failure.error)
         self.store.note_failure(stage.key, {"title": failure.title, "error": failure.error, "trace": failure.trace})
+
+    def _block(self, stage: Stage, failed: Stage, error: str) -> None:
+        """The stage, and all that wait for it, will not run."""
+        stack = [stage]
+        while stack:
+            waiting = stack.pop()
+            if self.state[waiting.key] == "pending":
+                self.state[waiting.key] = "blocked"
+                why = f"needs {failed.title}, which failed: {error}"
+                self.summary.failures[waiting.key] = Failure(waiting.title, "blocked", why)
+                stack.extend(self.plan.dependants[waiting.key])
 
     # ------------------------------------------------------------------------------------- other runs
 

@@ -14,11 +14,12 @@ import os
 import platform
 import resource
 import shutil
+import signal
 import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -194,13 +195,34 @@ def _limited(seconds: float | None, note: Path) -> Iterator[None]:
 
 @contextmanager
 def _one_process() -> Iterator[None]:
-    """A copy of this process that a stage forked ends here: what follows must happen once."""
+    """What a stage forked ends with it: a copy of this process here, for what follows must happen once; others too."""
     own = os.getpid()
     try:
         yield
     finally:
         if os.getpid() != own:
             os._exit(0)
+        _end_children()
+
+
+def _end_children() -> None:
+    """Kill all descendants of this process that are left, which would outlive even the run."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:  # there is none, as nearly always
+        return
+    children: dict[int, list[int]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError, ValueError, IndexError):
+            children.setdefault(int(path.read_text().rpartition(")")[2].split()[1]), []).append(int(path.parent.name))
+    doomed = list(children.get(os.getpid(), ()))
+    for pid in doomed:  # grows as it goes
+        doomed += children.get(pid, ())
+        with suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
+    for pid in doomed:
+        with suppress(OSError):
+            os.waitpid(pid, 0)
 
 
 def _out_of_space(error: BaseException, folder: Path) -> bool:

@@ -124,7 +124,7 @@ def run(
     say: Callable[[str], None] = lambda text: None,
 ) -> SweepResult:
     """Run a prepared sweep to its report. The same command continues one that was interrupted or killed."""
-    started = time.time()
+    started, clock = time.time(), time.monotonic()
     store, benchmark = open_store(home.store), sweep.benchmark
     name, folder = sweep.spec.sweep, home.results(sweep.spec.sweep)
     home.remember(name, sweep.base)
@@ -137,7 +137,7 @@ def run(
     failures |= {key: failure for key, failure in stopped.items() if failure.status == "failed"}
     summary.failures = failures | stopped
     summary.cached = max(0, len(benchmark.plan.stages) - summary.executed - len(summary.failures))
-    summary.seconds = time.time() - started
+    summary.seconds = time.monotonic() - clock
     info = _info(sweep, store, journal, outcome, summary)
     warnings: list[str] = []
     if summary.complete:
@@ -152,7 +152,7 @@ def run(
         executed=summary.executed,
         cached=summary.cached,
         failures=tuple(failures.values()),
-        seconds=time.time() - started,
+        seconds=time.monotonic() - clock,
         interrupted=summary.interrupted,
         stopped=summary.stopped,
         folder=folder,

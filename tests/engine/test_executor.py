@@ -138,6 +138,18 @@ def test_an_input_that_rots_during_the_run_is_made_again(store: LocalStore) -> N
     assert execution.summary.count("failed") == 0
 
 
+def test_many_stages_that_find_the_same_input_rotten_have_it_made_anew_once(store: LocalStore, tmp_path: Path) -> None:
+    ledger = str(tmp_path / "ledger")
+    base = add("base", ledger=ledger)
+    run(plan_of(base), store)
+    readers = [add(f"reader{i}", base, value=i) for i in range(8)]
+    execution = Execution(plan_of(*readers), store, ResourceClasses(score=Resources(cpus=0.25)), _Rot(store, base))
+    summary = execution.run()
+    assert summary.count("failed") == summary.count("blocked") == 0
+    assert [number(store, reader) for reader in readers] == [1 + i for i in range(8)]
+    assert Path(ledger).read_text().split() == ["base", "base"], "made once, and once anew"
+
+
 class _Rot(Notes):
     def __init__(self, store: LocalStore, victim: Stage) -> None:
         super().__init__()

@@ -27,7 +27,7 @@ def test_a_plugin_exits(trained: Lab, survived: Check) -> None:
     for how, words in (("exit", ("SystemExit",)), ("leave", ("its worker died", "3 times"))):
         trained.write(how)
         answer, log = trained.run(*QUIET, code=1)
-        assert {f["stage"].split()[1] for f in answer["failures"]} == {"mischief"}
+        assert all("mischief" in f["stage"] for f in answer["failures"])
         told = line(log, "failed: apply mischief", *words)
     survived("a plugin exits", trained, told, before, methods=OTHERS)
 
@@ -39,7 +39,7 @@ def test_a_plugin_leaks_memory(trained: Lab, survived: Check) -> None:
     before = trained.finished()
     starved = {"RAY_memory_usage_threshold": f"{threshold:.3f}", "RAY_memory_monitor_refresh_ms": "100"}
     answer, log = trained.run(*QUIET, code=1, **starved)
-    assert {f["stage"].split()[1] for f in answer["failures"]} == {"mischief"}
+    assert all("mischief" in f["stage"] for f in answer["failures"])
     survived(
         "a plugin leaks memory", trained, line(log, "failed: apply mischief", "out of memory"), before, methods=OTHERS
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
@@ -16,9 +18,9 @@ QUIET = ("--tracking", "none")
 
 @pytest.fixture
 def small_disk(lab: Lab) -> Iterator[Lab]:
-    """The store on a filesystem of 6 MiB, about half of what it needs."""
+    """The store on a filesystem of 1 MiB, about half of what it needs."""
     lab.store.mkdir(parents=True)
-    mount = ["mount", "-t", "tmpfs", "-o", "size=6m", "none", str(lab.store)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(lab.store)]
     if subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("mounting a small disk takes root")
     yield lab
@@ -36,7 +38,7 @@ def test_the_disk_of_the_store_is_full(small_disk: Lab, survived: Check) -> None
 
 
 def test_a_file_of_the_store_is_truncated(complete: Lab, survived: Check) -> None:
-    victim = complete.artifact("train") / "arrays.safetensors"
+    victim = complete.largest("train")
     before = complete.finished()
     victim.write_bytes(victim.read_bytes()[:100])
     answer, log = complete.run(*QUIET)
@@ -46,8 +48,7 @@ def test_a_file_of_the_store_is_truncated(complete: Lab, survived: Check) -> Non
 
 
 def test_a_bit_of_the_store_flips(complete: Lab, survived: Check) -> None:
-    folder = complete.artifact("predict")
-    victim = max((p for p in folder.iterdir() if p.name != "manifest.json"), key=lambda p: p.stat().st_size)
+    victim = complete.largest("predict")
     before = complete.finished()
     content = bytearray(victim.read_bytes())
     content[len(content) // 2] ^= 1
@@ -56,6 +57,25 @@ def test_a_bit_of_the_store_flips(complete: Lab, survived: Check) -> None:
     told = line(log, "corrupt, set aside", "fails its checksum")
     survived("a bit of the store flips", complete, told, before, tuple(answer["executed_stages"]))
     assert len(answer["executed_stages"]) == 1
+
+
+def test_a_bit_flips_that_leaves_no_trace_outside(trained: Lab, survived: Check) -> None:
+    """As a disk does it: size, time and inode stay, so only the worker that reads the file can notice."""
+    import tiny
+
+    tiny.run_json("plan", "tiny.yaml", cwd=trained.folder, PYTHONPATH=trained.plugin)
+    assert (trained.store / "verified.json").is_file()
+    victim = trained.largest("train")
+    look, before = victim.stat(), trained.finished()
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 1
+    victim.write_bytes(content)
+    os.utime(victim, ns=(look.st_atime_ns, look.st_mtime_ns))
+    answer, log = trained.run(*QUIET)
+    told = line(log, "corrupt, set aside", "fails its checksum", "making it again")
+    again = [title for title in answer["executed_stages"] if title.startswith("train")]
+    assert len(again) == 1
+    survived("a bit of the store flips", trained, told, before, tuple(again))
 
 
 def test_mlflows_server_goes_down(trained: Lab, survived: Check) -> None:
@@ -83,23 +103,21 @@ def test_mlflows_server_goes_down(trained: Lab, survived: Check) -> None:
     survived("MLflow's server goes down", trained, told, before)
 
 
-def test_mlflows_database_is_locked(complete: Lab, survived: Check) -> None:
-    complete.run(*QUIET)
-    tracking = f"sqlite:///{complete.folder / 'runs' / 'mlflow.db'}"
-    _sync(complete, tracking)  # the database is there, and is then locked by somebody else
-    (complete.folder / "runs" / "tiny" / "run.json").touch()
-    complete.write(report={"rank_metrics": ["dsc"]})
-    lock = sqlite3.connect(complete.folder / "runs" / "mlflow.db", isolation_level=None)
+def test_mlflows_database_is_locked(undisturbed: Lab, complete: Lab, survived: Check) -> None:
+    """By somebody else, from before the run ends until after it."""
+    database = complete.folder / "runs" / "mlflow.db"
+    shutil.copy(undisturbed.folder / "runs" / "mlflow.db", database)
+    before = complete.finished()
+    lock = sqlite3.connect(database, isolation_level=None)
     lock.execute("BEGIN EXCLUSIVE")
     try:
-        before = complete.finished()
-        answer, log = complete.run("--tracking", tracking)
+        answer, log = complete.run()
     finally:
         lock.rollback()
         lock.close()
     told = line(log, "warning", "sync")
     assert answer["warnings"]
-    _sync(complete, tracking)
+    _sync(complete, f"sqlite:///{database}")
     survived("MLflow's database is locked", complete, told, before)
 
 

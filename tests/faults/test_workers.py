@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 from lab import Lab, finish, line, worker
-from nodes import Nodes, bare_python
+from nodes import AUTH, Nodes, bare_python
 
 Check = Callable[..., None]
 QUIET = ("--tracking", "none")
@@ -47,7 +47,7 @@ def test_a_node_is_lost(lab: Lab, survived: Check, tmp_path: Path, with_inputs: 
     """The head runs nothing; one of the two others goes away while it trains."""
     ruined: set[str] = set()
     with Nodes([{"num_cpus": 0}, {"num_cpus": 1}, {"num_cpus": 1}], bare_python(tmp_path / "bare")) as nodes:
-        run = lab.start(*QUIET, "--address", nodes.address)
+        run = lab.start(*QUIET, "--address", nodes.address, **AUTH)
         lab.await_finished(14, run)
         before = lab.finished()
         nodes.kill(1)

@@ -12,6 +12,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from nodes import AUTH
+
 
 def drive(
     address: str,
@@ -22,7 +24,9 @@ def drive(
 ) -> dict[str, Any]:
     """Run the script in a process of its own; its answer."""
     command = [sys.executable, __file__, address, store, json.dumps(list(stages)), json.dumps(classes or {})]
-    done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command, env={**os.environ, **AUTH, **environment}, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return answer

@@ -70,6 +70,11 @@ class Lab:
                 found[manifest["title"]] = path.parent
         return found[min(found)]
 
+    def largest(self, kind: str) -> Path:
+        """The largest file of a finished artifact of a kind."""
+        files = (path for path in self.artifact(kind).iterdir() if path.name != "manifest.json")
+        return max(files, key=lambda path: path.stat().st_size)
+
 
 def finish(run: subprocess.Popen[str], code: int = 0) -> tuple[dict[str, Any], list[str]]:
     """Await the end of a run: the JSON answer, and the lines the user saw."""

@@ -19,6 +19,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+AUTH = {"RAY_AUTH_MODE": "disabled"}
+"""For drivers too: a cluster has its own rule, and a fresh machine has no token yet."""
+
 
 class Nodes:
     """The first entry is the head; each is what Ray's test cluster takes for a node (num_cpus, num_gpus, ...)."""
@@ -26,7 +29,7 @@ class Nodes:
     def __init__(self, nodes: Sequence[Mapping[str, Any]], python: str = sys.executable, **environment: str):
         unwanted = ("PYTHONPATH", "RAY_ADDRESS")
         env = {name: value for name, value in os.environ.items() if name not in unwanted}
-        env |= {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0", **environment}
+        env |= {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0", **AUTH, **environment}
         self.process = subprocess.Popen(
             [python, __file__], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             text=True,
