@@ -315,8 +315,11 @@ class Execution:
             return
         self._looked, before = now, self.capacity
         self.capacity = capacity()
-        if not self.capacity.nodes:
+        here, were = len(self.capacity.nodes), len(before.nodes)
+        if not here:
             self._stop_lost()
+        elif here < were:
+            self.progress.note(f"a node was lost, {here} of {were} are left; what ran there is tried again", bad=True)
         if self.capacity == before or self.summary.stopped:
             return
         if self.running:  # what is in flight gives back what it took

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import mischief
@@ -67,7 +67,7 @@ def survived(undisturbed: Lab) -> Callable[..., None]:
         lab: Lab,
         saw: str = "",
         before: dict[str, tuple[str, int]] | None = None,
-        ruined: tuple[str, ...] = (),
+        ruined: Sequence[str] = (),
         methods: tuple[str, ...] = tuple(METHODS),
     ) -> None:
         wanted, found = ((each.records().filter(pl.col("method").is_in(methods))) for each in (undisturbed, lab))
