@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import statistics
 import sys
 from collections.abc import Sequence
@@ -38,7 +39,7 @@ ROWS: tuple[tuple[str, str], ...] = (
     ("MLflow's database is locked", "by another process, for the whole projection"),
     ("two drivers on one store", "started together"),
     ("the clock is moved backwards", "by a day, in the middle, for the driver and all that it starts"),
-    ("a plugin forks", "and its children outlive it"),
+    ("a plugin forks", "a copy of itself, and a child that sleeps on"),
     ("a plugin exits", "sys.exit and os._exit"),
     ("a plugin leaks memory", "without end"),
     ("a plugin writes to stdout", "through Python and past it"),
@@ -58,6 +59,11 @@ def note(row: str, *, saw: str = "", inputs: int = 0, seconds: float = 0.0) -> N
             file.write(json.dumps({"row": row, "saw": saw, "inputs": inputs, "seconds": seconds}) + "\n")
 
 
+def _code(text: str) -> str:
+    """As Markdown's code, whatever backticks are in it."""
+    return "" if not text else f"`` {text} ``" if "`" in text else f"`{text}`"
+
+
 def page(lines: Sequence[str]) -> str:
     """The page from the noted lines of one or more passes."""
     found: dict[str, list[dict[str, object]]] = {}
@@ -70,8 +76,9 @@ def page(lines: Sequence[str]) -> str:
         inputs = sum(int(str(e["inputs"])) for e in entries)
         seconds = [float(str(e["seconds"])) for e in entries if e["seconds"]]
         saw = next((str(e["saw"]) for e in reversed(entries) if e["saw"]), "").replace("|", "\\|")
+        saw = re.sub(r"/\S*/(?=runs/)", "…/", saw)  # where it happened to run says nothing
         cells = [row, how, f"{len(entries)}×" if entries else "not run", f"{inputs:,}" if inputs else ""]
-        cells += [f"{statistics.median(seconds):.0f}" if seconds else "", f"`{saw}`" if saw else ""]
+        cells += [f"{statistics.median(seconds):.0f}" if seconds else "", _code(saw)]
         out.append(f"| {' | '.join(cells)} |")
     out += ["", f"Last written on {platform.system()} with Python {platform.python_version()}.", ""]
     return "\n".join(out)
