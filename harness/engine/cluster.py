@@ -160,15 +160,18 @@ def check_store(url: str, root: Path) -> None:
         marker.touch()
     look = ray.remote(num_cpus=0, max_retries=0)(_sees)
     try:
-        asked = {
-            node["NodeManagerHostname"]: look.options(
-                scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            ).remote(url, None if remote else str(marker))
+        asked = [
+            (
+                node["NodeManagerHostname"],
+                look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
+                    url, None if remote else str(marker)
+                ),
+            )
             for node in ray.nodes()
             if node["Alive"]
-        }
+        ]
         blind = []
-        for host, ref in asked.items():
+        for host, ref in asked:
             try:
                 trouble = ray.get(ref, timeout=120)
             except ray.exceptions.RayError as error:

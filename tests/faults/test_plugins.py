@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import psutil
-from lab import Lab, line
+from lab import Lab, line, starved
 
 Check = Callable[..., None]
 QUIET = ("--tracking", "none")
@@ -43,11 +43,8 @@ def test_a_plugin_exits(trained: Lab, survived: Check) -> None:
 
 def test_a_plugin_leaks_memory(trained: Lab, survived: Check) -> None:
     trained.write("leak")
-    memory = psutil.virtual_memory()
-    threshold = (memory.total - memory.available + 3 * 2**30) / memory.total
     before = trained.finished()
-    starved = {"RAY_memory_usage_threshold": f"{threshold:.3f}", "RAY_memory_monitor_refresh_ms": "100"}
-    answer, log = trained.run(*QUIET, code=1, **starved)
+    answer, log = trained.run(*QUIET, code=1, **starved())
     assert all("mischief" in f["stage"] for f in answer["failures"])
     survived(
         "a plugin leaks memory", trained, line(log, "failed: apply mischief", "out of memory"), before, methods=OTHERS
