@@ -52,7 +52,8 @@ class Scan:
     """One scan inside an `ImageSet`: which slices are its own, and what is known of the person.
 
     `spacing` is in mm along (slice, row, column). `age` is in the data set's unit (years; weeks of postmenstrual
-    age for newborns), None where unknown, and in benchmarks whose task is to predict it.
+    age for newborns), None where unknown, and in benchmarks whose task is to predict it. `modality` is the data set's
+    word for the contrast, such as "T1w" or "FLAIR"; "" where it does not say.
     """
 
     id: str
@@ -63,6 +64,7 @@ class Scan:
     spacing: tuple[float, float, float]
     age: float | None = None
     sex: Literal["F", "M"] | None = None
+    modality: str = ""
 
     @property
     def slices(self) -> slice:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from harness.anomaly import AnomalyMaps
 from harness.api import Adaptive, ApplyData, Context, FitData, ImageSet, MethodError, State
 
 ROUNDING = 1e-6  # ours: how far beyond [0, 1] float32 arithmetic may carry a method that stays inside
@@ -128,6 +129,43 @@ def check_ages(array: Any, images: ImageSet) -> np.ndarray:
         first = images.scans[int((~np.isfinite(array)).argmax())].id
         raise MethodError(f"predicted ages must be finite; that of scan {first} is not")
     return array.astype(np.float64)
+
+
+def check_maps(found: Any, images: ImageSet) -> AnomalyMaps:
+    """What a detector returned, as it is kept: maps float32 [N, H, W], exactly 0 outside the mask of `images`, and one
+    float64 score for each slice.
+
+    Raises MethodError for another type or shape, for maps that are not finite or negative inside the mask, for scores
+    that are not finite, and for a reconstruction that is no image.
+    """
+    if not isinstance(found, AnomalyMaps):
+        raise MethodError(f"a detector must return AnomalyMaps, not {type(found).__name__}")
+    maps, mask = _require_array(found.maps, images, "maps", kinds="fiu", wanted="numbers"), np.asarray(images.mask)
+    for bad, what in ((mask & ~np.isfinite(maps), "finite"), (mask & (maps < 0), "0 or more")):
+        if bad.any():
+            raise MethodError(
+                f"maps must be {what}; {int(bad.sum())} of {int(mask.sum())} brain pixels are not, first in "
+                f"{_first(bad, images)}"
+            )
+    maps = np.where(mask, maps, 0).astype(np.float32)
+    if not np.isfinite(maps).all():
+        raise MethodError("maps leave the range of float32; scale them")
+    image = found.reconstruction
+    if image is not None:
+        image = _require_array(image, images, "reconstructions", kinds="fiu", wanted="numbers")
+        image = np.clip(np.nan_to_num(np.where(mask, image, 0)), 0, 1).astype(np.float32)
+    return AnomalyMaps(maps, image, _image_scores(found.image_scores, maps))
+
+
+def _image_scores(scores: Any, maps: np.ndarray) -> np.ndarray:
+    if scores is None:
+        return maps.reshape(len(maps), -1).max(axis=1).astype(np.float64)
+    if not isinstance(scores, np.ndarray) or scores.shape != (len(maps),) or scores.dtype.kind not in "fiu":
+        shape = getattr(scores, "shape", type(scores).__name__)
+        raise MethodError(f"image scores must be one number for each of {len(maps)} slices, not {shape}")
+    if not np.isfinite(scores).all():
+        raise MethodError("image scores must be finite")
+    return scores.astype(np.float64)
 
 
 def _require_array(array: Any, images: ImageSet, what: str, kinds: str, wanted: str) -> np.ndarray:
