@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # Thread pools larger than a worker's share of the cores make everything slower, not faster.
 export OMP_NUM_THREADS ?= 1
-# Test files at a time; 0: one after another, in one process.
+# Test files at a time; 0: one after another, in one process. A worker that dies ends the session, which would hang.
 JOBS ?= 2
 
 # How often the fault suite passes over all its rows, and for how long each fuzzer runs in each pass.
@@ -30,10 +30,10 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 test: $(READY)
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not slow"
+	$(BIN)/python -m pytest -n $(JOBS) --max-worker-restart=0 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-slow: $(READY)
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n $(JOBS) --max-worker-restart=0 --dist loadfile --no-loadscope-reorder
 
 test-faults: export HARNESS_RELIABILITY := $(CURDIR)/.reliability.jsonl
 test-faults: export HARNESS_FUZZ_SECONDS := $(HARNESS_FUZZ_SECONDS)

@@ -195,27 +195,24 @@ def _limited(seconds: float | None, note: Path) -> Iterator[None]:
 
 @contextmanager
 def _one_process() -> Iterator[None]:
-    """What a stage forked ends with it: a copy of this process here, for what follows must happen once; others too."""
+    """What a stage forked ends with it: a copy of this process here, for what follows must happen once; others too.
+
+    What this process had started before is left alone: outside of a worker that may be Ray itself.
+    """
     own = os.getpid()
+    before = set(_children().get(own, ()))
     try:
         yield
     finally:
         if os.getpid() != own:
             os._exit(0)
-        _end_children()
+        _end_descendants(spared=before)
 
 
-def _end_children() -> None:
+def _end_descendants(spared: set[int]) -> None:
     """Kill all descendants of this process that are left, which would outlive even the run."""
-    try:
-        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    except ChildProcessError:  # there is none, as nearly always
-        return
-    children: dict[int, list[int]] = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError, ValueError, IndexError):
-            children.setdefault(int(path.read_text().rpartition(")")[2].split()[1]), []).append(int(path.parent.name))
-    doomed = list(children.get(os.getpid(), ()))
+    children = _children()
+    doomed = [pid for pid in children.get(os.getpid(), ()) if pid not in spared]
     for pid in doomed:  # grows as it goes
         doomed += children.get(pid, ())
         with suppress(OSError):
@@ -223,6 +220,19 @@ def _end_children() -> None:
     for pid in doomed:
         with suppress(OSError):
             os.waitpid(pid, 0)
+
+
+def _children() -> dict[int, list[int]]:
+    """Every process of the machine and its children; nothing where this process has none, as nearly always."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return {}
+    children: dict[int, list[int]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError, ValueError, IndexError):
+            children.setdefault(int(path.read_text().rpartition(")")[2].split()[1]), []).append(int(path.parent.name))
+    return children
 
 
 def _out_of_space(error: BaseException, folder: Path) -> bool:
