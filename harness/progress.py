@@ -18,7 +18,10 @@ EVERY = 0.25
 """Seconds between two looks of a live progress."""
 SHARE = 0.02
 """Part of a run's time that it may take at most: it looks at every stage, so in a large plan it looks less often."""
-KINDS = ("images", "labels", "ages", "train", "fit", "adapt", "apply", "predict", "trace", "score")
+KINDS = (
+    "images", "labels", "ages", "train", "fit", "adapt", "apply", "detect", "threshold", "predict", "trace", "score",
+    "examples", "illustrate",
+)  # fmt: skip
 
 
 def duration(seconds: float) -> str:

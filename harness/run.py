@@ -24,6 +24,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from harness import cards
+from harness.anomaly import AnomalyDetector
 from harness.api import Harmonizer
 from harness.engine.cluster import check_store, cluster
 from harness.engine.executor import Execution, Progress, Summary, survey, to_do
@@ -237,17 +238,15 @@ def collect(
     sweep: SweepInfo | None = None,
 ) -> None:
     """Fill the results folder from the store; leaves records, exhibits, run.json and the report."""
-    from harness.results import exhibits, records
+    from harness.results import records
     from harness.results.html import write_report
 
     track = importlib.import_module(f"{TRACKS[benchmark.spec.track]}.collect")
-    plan, failures = benchmark.plan, summary.failures
+    failures = summary.failures
     folder.mkdir(parents=True, exist_ok=True)
     rows = track.records(benchmark, store, failures)
     records.write(folder, records.to_frame(records.Record(**row) for row in rows))
-    exhibits.write_histograms(folder, track.histograms(plan, store, failures))
-    exhibits.write_panels(folder, track.panels(plan, store, failures))
-    exhibits.write_curves(folder, track.curves(plan, store, failures))
+    track.exhibit(benchmark, store, failures, folder)
     _info(benchmark, summary, file, started, sweep).write(folder)
     write_report(folder, folder / "report.html")
 
@@ -264,13 +263,13 @@ def _info(
         track=spec.track,
         description=spec.description,
         dataset=DatasetInfo(**benchmark.dataset.summary(), label_names=benchmark.dataset.label_names),
-        sites=benchmark.sites,
+        sites=benchmark.places,
         unlabelled_sites=tuple(s for s in benchmark.sites if s not in benchmark.extra["reference_sites"]),
         baseline=spec.report.baseline,
         metrics=tuple(spec.metrics),
         headline=benchmark.headline,
         seeds=tuple(spec.seeds),
-        methods=tuple(_method_info(row, benchmark.extra["traits"][row.name]) for row in benchmark.rows),
+        methods=tuple(_method_info(row, benchmark.extra["traits"].get(row.name, {})) for row in benchmark.rows),
         task=_method_info(benchmark.extra["task"]) if "task" in benchmark.extra else None,
         counts=Counts(
             executed=summary.executed,
@@ -285,6 +284,7 @@ def _info(
         sweep=sweep,
         published=spec.report.published,
         rank_metrics=tuple(spec.report.rank_metrics),
+        processing=benchmark.extra.get("processing", ()),
         environment={"plan": digest(benchmark.plan), "file": file.name, **_machine()},
     )
 
@@ -301,6 +301,7 @@ def _method_info(row: Row, traits: Mapping[str, bool] = MappingProxyType({})) ->
         fields=row.method.model_dump(mode="json"),
         doc=cards.summary(type(row.method)),
         oracle=isinstance(row.method, Harmonizer) and row.method.is_oracle(),
+        deviations=row.method.deviations() if isinstance(row.method, AnomalyDetector) else (),
     )
 
 

@@ -11,8 +11,8 @@ from harness.problems import Problem, UserError, did_you_mean
 from harness.tracks.base import Benchmark
 from harness.yamlfile import Document
 
-TRACKS = {"cross_site": "harness.tracks.cross_site"}
-"""Evaluation protocols: the value of `track:` → the package with spec.resolve and collect.collect."""
+TRACKS = {"anomaly": "harness.tracks.anomaly", "cross_site": "harness.tracks.cross_site"}
+"""Evaluation protocols: the value of `track:` → the package with spec.resolve, collect.records and collect.exhibit."""
 
 
 def load(path: str | Path, overrides: Iterable[str] = (), *, cache: Path, root: Path | None = None) -> Benchmark:

@@ -13,7 +13,9 @@ from typing import Any
 from harness.engine.plan import Stage, canonical
 from harness.engine.store import write_atomically
 
-DEFAULTS = {"images": 2.5, "labels": 2.5, "train": 65.0, "fit": 1.0, "apply": 0.5, "predict": 0.5, "score": 0.2}
+DEFAULTS = {
+    "images": 2.5, "labels": 2.5, "train": 65.0, "fit": 1.0, "apply": 0.5, "detect": 3.0, "predict": 0.5, "score": 0.2,
+}  # fmt: skip
 """Seconds assumed for a kind of stage before any was seen (ours, from the small benchmark on two cores)."""
 PER_ITERATION = 0.2
 """Seconds assumed for an update of an optimiser before any was seen (ours, from the same)."""

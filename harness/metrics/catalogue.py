@@ -17,6 +17,7 @@ class MetricInfo:
     reduce: how the labels of one scan become one number.
     variant_of: another definition of the same quantity. Variants are shown, but ranked only where the metric
     they vary is absent: counting one quantity twice would weight it double.
+    counts: whether it may enter ranks; costs, and bounds that no method can reach in practice, never do.
     """
 
     id: str
@@ -31,6 +32,7 @@ class MetricInfo:
     scale: float = 1.0
     reduce: Literal["mean", "sum"] = "mean"
     variant_of: str = ""
+    counts: bool = True
 
     @property
     def arrow(self) -> str:
@@ -266,6 +268,150 @@ _ALL = (
         per_subject=True,
         doc="Share of the pixels of one healthy subject that are called abnormal at the threshold fixed beforehand.",
     ),
+    MetricInfo(
+        "max_dice_oracle",
+        "oracle max Dice",
+        unit="",
+        shown_unit="%",
+        scale=100,
+        lower_is_better=False,
+        digits=2,
+        per_label=False,
+        per_subject=False,
+        doc="Mean over images of the Dice at the threshold that is best for each image by its own label: a bound, never ranked.",
+        variant_of="max_dice_global",
+        counts=False,
+    ),
+    MetricInfo(
+        "auroc_full",
+        "AUROC full",
+        unit="",
+        shown_unit="%",
+        scale=100,
+        lower_is_better=False,
+        digits=2,
+        per_label=False,
+        per_subject=False,
+        doc="As AUROC, with the background of the images among the normal pixels.",
+        variant_of="auroc",
+    ),
+    MetricInfo(
+        "ap_full",
+        "AP full",
+        unit="",
+        shown_unit="%",
+        scale=100,
+        lower_is_better=False,
+        digits=2,
+        per_label=False,
+        per_subject=False,
+        doc="As AP, with the background of the images among the normal pixels.",
+        variant_of="ap",
+    ),
+    MetricInfo(
+        "max_dice_binned",
+        "max Dice by size",
+        unit="",
+        shown_unit="%",
+        scale=100,
+        lower_is_better=False,
+        digits=2,
+        per_label=True,
+        per_subject=False,
+        doc="Dice of the pixels of all images of one bin of lesion area at the threshold that is best for the bin. Bins are in pixels, scaled from slices of 128 × 128.",
+        variant_of="max_dice_global",
+    ),
+    MetricInfo(
+        "max_dice_binned_mm2",
+        "max Dice by mm²",
+        unit="",
+        shown_unit="%",
+        scale=100,
+        lower_is_better=False,
+        digits=2,
+        per_label=True,
+        per_subject=False,
+        doc="As max Dice by size, with bins in mm²: those of slices of 128 × 128 pixels of 2 mm.",
+        variant_of="max_dice_global",
+    ),
+    MetricInfo(
+        "max_dice_bin_weighted",
+        "bin-weighted max Dice",
+        unit="",
+        shown_unit="%",
+        scale=100,
+        lower_is_better=False,
+        digits=2,
+        per_label=False,
+        per_subject=False,
+        doc="Mean of the bins' max Dice by size, weighted by their images: what some publications call the average.",
+        variant_of="max_dice_global",
+    ),
+    MetricInfo(
+        "dice_gap",
+        "oracle gap",
+        unit="",
+        shown_unit="%",
+        scale=100,
+        lower_is_better=True,
+        digits=2,
+        per_label=False,
+        per_subject=False,
+        doc="Global max Dice less the pooled Dice at the threshold fixed on healthy slices: what the labels would add.",
+        counts=False,
+    ),
+    MetricInfo(
+        "parameters",
+        "parameters",
+        unit="",
+        shown_unit="M",
+        scale=1e-6,
+        lower_is_better=True,
+        digits=2,
+        per_label=False,
+        per_subject=False,
+        doc="Parameters of all networks that a detection calls.",
+        counts=False,
+    ),
+    MetricInfo(
+        "evaluations",
+        "evaluations",
+        unit="",
+        shown_unit="",
+        scale=1,
+        lower_is_better=True,
+        digits=1,
+        per_label=False,
+        per_subject=False,
+        doc="Network evaluations for one slice, counted as they happen; those of autoencoders and of perceptual losses are left out.",
+        counts=False,
+    ),
+    MetricInfo(
+        "seconds_per_slice",
+        "time",
+        unit="s",
+        shown_unit="s",
+        scale=1,
+        lower_is_better=True,
+        digits=3,
+        per_label=False,
+        per_subject=False,
+        doc="Time of a detection for one slice, loading of weights included.",
+        counts=False,
+    ),
+    MetricInfo(
+        "peak_memory",
+        "memory",
+        unit="byte",
+        shown_unit="GiB",
+        scale=1 / 2**30,
+        lower_is_better=True,
+        digits=2,
+        per_label=False,
+        per_subject=False,
+        doc="Largest memory during a detection: of the GPU where there is one, else of the process.",
+        counts=False,
+    ),
 )
 
 METRICS: Mapping[str, MetricInfo] = MappingProxyType({metric.id: metric for metric in _ALL})
@@ -273,6 +419,6 @@ METRICS: Mapping[str, MetricInfo] = MappingProxyType({metric.id: metric for metr
 
 
 def ranked(metrics: Iterable[str]) -> tuple[str, ...]:
-    """Those of the metrics that count in mean ranks: variants only where what they vary is absent."""
+    """Those of the metrics that count in mean ranks: no costs, and variants only where what they vary is absent."""
     present = list(metrics)
-    return tuple(m for m in present if METRICS[m].variant_of not in present)
+    return tuple(m for m in present if METRICS[m].counts and METRICS[m].variant_of not in present)

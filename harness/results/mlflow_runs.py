@@ -58,6 +58,7 @@ class Sync:
         existing: dict[tuple[tuple[str, str], ...], list[Run]] = {}
         for run in _runs(client, experiment_id, info.run_id):
             existing.setdefault(_identity(run.data.tags), []).append(run)
+        table = records.of_processing(table, info.processing)
         return cls(folder, client, leaderboard.build_from(info, table), table, experiment_id, existing)
 
     def run(self) -> Outcome:

@@ -1,4 +1,4 @@
-"""The long table: one row per (benchmark, track, method, seed, source, target, subject, label, metric).
+"""The long table: one row per (benchmark, track, method, seed, source, target, subject, label, metric, processing).
 
 Everything that is shown anywhere derives from it. A cell that failed has a row for each of its metrics, with no
 value, so that it can be counted.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Literal
@@ -32,7 +32,10 @@ class Record:
 
     method: the row's display name. subject: "" for a metric of a whole site. label: "" for a metric of no
     single structure. value: None unless status is "ok" or "penalised". note: the one-line error of a failed or
-    blocked cell; "scan ID" where a subject has several scans.
+    blocked cell; "scan ID" where a subject has several scans; "N images" of a bin of lesion sizes.
+    processing: what was done to anomaly maps before they were scored, "" where nothing could be.
+    low, high: 95 % interval over subjects of a metric that pools them; None where the interval follows from the
+    subjects' own records, or is not defined.
     """
 
     benchmark: str
@@ -48,12 +51,16 @@ class Record:
     unit: str
     status: Status = "ok"
     note: str = ""
+    processing: str = ""
+    low: float | None = None
+    high: float | None = None
 
 
-SCHEMA = pl.Schema(
-    {field.name: {"seed": pl.Int64(), "value": pl.Float64()}.get(field.name, pl.String()) for field in fields(Record)}
-)
-KEY = ["benchmark", "track", "method", "seed", "source", "target", "subject", "label", "metric"]
+_TYPES: dict[str, pl.DataType] = {"seed": pl.Int64(), **dict.fromkeys(("value", "low", "high"), pl.Float64())}
+SCHEMA = pl.Schema({field.name: _TYPES.get(field.name, pl.String()) for field in fields(Record)})
+KEY = ["benchmark", "track", "method", "seed", "source", "target", "subject", "label", "metric", "processing"]
+LATER = {"processing": pl.lit(""), "low": pl.lit(None, pl.Float64()), "high": pl.lit(None, pl.Float64())}
+"""Columns that tables of earlier versions lack, and what they would say."""
 
 
 class InvalidRecords(ValueError):
@@ -88,6 +95,7 @@ def no_value(
 
 def validated(frame: pl.DataFrame) -> pl.DataFrame:
     """The frame in the schema's column order, sorted by key. Raises InvalidRecords."""
+    frame = frame.with_columns(**{name: value for name, value in LATER.items() if name not in frame.columns})
     missing = [name for name in SCHEMA if name not in frame.columns]
     if missing:
         raise InvalidRecords(f"records lack the columns {', '.join(missing)}")
@@ -106,6 +114,11 @@ def validated(frame: pl.DataFrame) -> pl.DataFrame:
         if len(offenders):
             raise InvalidRecords(f"{rule}, in {len(offenders)} of {len(frame)} records; the first: {offenders.row(0)}")
     return frame.sort([*KEY, "note"])
+
+
+def of_processing(frame: pl.DataFrame, processing: Sequence[str]) -> pl.DataFrame:
+    """Records of the first processing listed, which orders the leaderboard, and of metrics that know of none."""
+    return frame.filter(pl.col("processing").is_in(["", *processing[:1]]))
 
 
 def write(folder: Path, frame: pl.DataFrame) -> None:

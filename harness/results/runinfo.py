@@ -30,6 +30,8 @@ class MethodInfo(_Frozen):
     doc: str = ""
     oracle: bool = False
     """Whether it was tuned by the target's labels: shown apart, never ranked."""
+    deviations: tuple[str, ...] = ()
+    """Where its settings depart from its publication."""
 
 
 class DatasetInfo(_Frozen):
@@ -98,7 +100,7 @@ class RunInfo(_Frozen):
     baseline: display name of the row that others are tested against. headline: id of the metric that orders the
     leaderboard. methods: the rows. task: the model of the downstream task, shared by all rows. started: ISO 8601.
     published: setting of the published tables that this benchmark repeats. rank_metrics: those that count in mean
-    ranks, () for all.
+    ranks, () for all. processing: of anomaly maps before they are scored; records of the first make the leaderboard.
     sweep: the search that the rows come from, None for an ordinary run. commit: git commit of the benchmark's folder,
     None where unknown. environment: versions and machine.
     """
@@ -121,6 +123,7 @@ class RunInfo(_Frozen):
     sweep: SweepInfo | None = None
     published: str = ""
     rank_metrics: tuple[str, ...] = ()
+    processing: tuple[str, ...] = ()
     started: str
     version: str
     commit: str | None = None

@@ -50,6 +50,7 @@ def objectives(
     spec = benchmark.spec.model_copy(update={"metrics": [metric]})
     part = replace(benchmark, spec=spec, plan=Plan(benchmark.plan.benchmark, (), tuple(cells)))
     table = records.to_frame(records.Record(**row) for row in track.records(part, store, failures))
+    table = records.of_processing(table, benchmark.extra.get("processing", ()))
     return {row["method"]: row["mean"] for row in aggregate.method_means(table).iter_rows(named=True)}
 
 

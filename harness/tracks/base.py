@@ -12,7 +12,8 @@ from pydantic import Field, field_validator
 
 from harness import registry
 from harness.api import Adaptive, Method, Settings
-from harness.data.dataset import Dataset
+from harness.data.card import load_card
+from harness.data.dataset import Dataset, open_dataset
 from harness.engine.plan import Plan
 from harness.engine.resources import ResourceClasses
 from harness.problems import Problem, UserError, did_you_mean
@@ -23,6 +24,10 @@ RESERVED = {"store", "cache", "mlruns", "mlartifacts", "combined", "sweeps"}
 
 LONGEST_ROW_NAME = 1000
 """Characters of a row's name. Trials of a sweep are named after their values; MLflow takes a few thousand."""
+
+
+MOST_CELLS = 100_000
+"""So many are planned in minutes and run in years."""
 
 
 class DataSection(Settings):
@@ -109,10 +114,7 @@ class Row:
 
         With `fields` only those: the others have their defaults there, so they cannot change what the stage does.
         """
-        values = self.method.model_dump(mode="json")
-        if fields is not None:
-            values = {name: values[name] for name in values if name in set(fields)}
-        return {"class": self.target, "fields": values}
+        return payload_of(self.method, self.target, fields)
 
     def early_fields(self) -> tuple[str, ...]:
         """Fields that fits and adaptations depend on."""
@@ -122,7 +124,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A benchmark file, fully resolved: what a track plans from."""
+    """A benchmark file, fully resolved: what a track plans from.
+
+    sites: of the data, which are audited. places: sources and targets of the cells, in the order shown.
+    """
 
     spec: BenchmarkSpec
     dataset: Dataset
@@ -130,10 +135,24 @@ class Benchmark:
     rows: tuple[Row, ...]
     plan: Plan
     extra: Mapping[str, Any] = field(default_factory=dict)
+    places: tuple[str, ...] = ()
 
     @property
     def headline(self) -> str:
         return self.spec.report.headline or self.spec.metrics[0]
+
+
+def payload_of(method: Method, target: str = "", fields: Iterable[str] | None = None) -> dict[str, Any]:
+    """`Row.payload` of a method that is no row, such as a component of one."""
+    values = method.model_dump(mode="json")
+    if fields is not None:
+        values = {name: values[name] for name in values if name in set(fields)}
+    return {"class": target or target_of(method), "fields": values}
+
+
+def target_of(method: Method) -> str:
+    """The method's class as "module:Class"."""
+    return f"{type(method).__module__}:{type(method).__qualname__}"
 
 
 def build_method(payload: Mapping[str, Any]) -> Method:
@@ -162,6 +181,60 @@ def resolve_row(
     if method is None:
         return None, problems
     return Row(name, registry.entries()[method_id].target, method), []
+
+
+def resolve_rows(document: Document, families: tuple[type[Method], ...]) -> tuple[tuple[Row, ...], list[Problem]]:
+    """Every row of `methods:` that can be read, and every problem of the others."""
+    rows: list[Row] = []
+    problems: list[Problem] = []
+    listed = document.data.get("methods")
+    for name, fields in listed.items() if isinstance(listed, dict) else ():
+        if fields is None or isinstance(fields, dict):
+            row, found = resolve_row(document, ("methods", name), str(name), fields, families)
+            problems += found
+            rows += [row] if row else []
+    return tuple(rows), problems
+
+
+def resolve_dataset(
+    document: Document, cache: Path, root: Path | None, *, withhold_age: bool = False
+) -> tuple[Dataset | None, list[Problem]]:
+    """The data set that `data:` names; None where it names none, or what is wrong with its card."""
+    section = document.data.get("data")
+    if not isinstance(section, dict) or not isinstance(section.get("card"), str):
+        return None, []
+    try:
+        card = load_card(document, section)
+        given = root or (Path(section["root"]) if isinstance(section.get("root"), str) else None)
+        if given is not None and root is None and not given.is_absolute():
+            given = Path(document.path).parent / given
+        return open_dataset(card, given, cache, withhold_age=withhold_age), []
+    except UserError as error:
+        return None, list(error.problems)
+
+
+def check_report(document: Document, spec: BenchmarkSpec) -> list[Problem]:
+    """What `report:` says of rows and metrics that are not there."""
+    problems = []
+    if spec.report.baseline not in spec.methods:
+        at = ("report", "baseline") if "report" in document.data else ("methods",)
+        what = f"the baseline {spec.report.baseline!r} is not among the methods; add it, or set report.baseline"
+        problems.append(document.problem(at, what))
+    headline = spec.report.headline
+    if headline is not None and headline not in spec.metrics:
+        what = f"the headline metric {headline!r} is not among metrics: {', '.join(spec.metrics)}"
+        problems.append(document.problem(("report", "headline"), what))
+    return problems + unknown(
+        document, ("report", "rank_metrics"), spec.report.rank_metrics, spec.metrics, "metric of this benchmark"
+    )
+
+
+def check_size(document: Document, cells: int, asked: str) -> list[Problem]:
+    """Whether a plan of so many cells can be made; `asked` says what multiplies to them."""
+    if cells <= MOST_CELLS:
+        return []
+    what = f"{asked} make {cells:,} cells; at most {MOST_CELLS:,} can be planned: leave some out"
+    return [document.problem((), what)]
 
 
 def unknown(document: Document, at: Where, values: Iterable[str], known: Iterable[str], noun: str) -> list[Problem]:

@@ -17,6 +17,7 @@ from harness.engine.executor import Failure
 from harness.engine.plan import Cell, Plan, Stage
 from harness.engine.store import Store
 from harness.metrics.catalogue import METRICS
+from harness.tracks import curves as logged
 from harness.tracks.base import Benchmark
 from harness.tracks.cross_site.plan import PAIRED_METRICS, metric_role
 
@@ -65,6 +66,16 @@ def _why_not(benchmark: Benchmark, cell: Cell, metric: str) -> str:
     if "images" not in cell.finals:
         return "the method returns predictions, no images"
     return "the data set has no image of the same subject at the source"
+
+
+def exhibit(benchmark: Benchmark, store: Store, failures: Mapping[str, Failure], folder: Path) -> None:
+    """Leave what the report shows beside the records."""
+    from harness.results import exhibits
+
+    plan = benchmark.plan
+    exhibits.write_histograms(folder, histograms(plan, store, failures))
+    exhibits.write_panels(folder, panels(plan, store, failures))
+    exhibits.write_curves(folder, curves(plan, store, failures))
 
 
 def histograms(plan: Plan, store: Store, failures: Mapping[str, Failure]) -> Iterator[Row]:
@@ -141,41 +152,6 @@ def _slice(store: Store, stage: Stage, index: int) -> np.ndarray:
     return np.rint(image * 255).astype(np.uint8)
 
 
-LOGGING = ("train", "fit", "adapt", "apply", "trace")
-"""Kinds of stages whose curves are kept."""
-
-
 def curves(plan: Plan, store: Store, failures: Mapping[str, Failure]) -> Iterator[Row]:
     """Every curve that a stage logged, under the names of the rows it serves (task training: once, as "task")."""
-    seen: set[tuple[str, str]] = set()
-    for cell in plan.cells:
-        for key in sorted({k for final in cell.finals.values() for k in (*plan.ancestors(final), final.key)}):
-            stage = plan.by_key[key]
-            method = "task" if stage.kind == "train" else cell.method
-            path = None if (method, key) in seen or key in failures else _curves_file(store, stage)
-            seen.add((method, key))
-            if path is None:
-                continue
-            of_pair = stage.kind not in ("train", "fit") or "target" in stage.needs
-            everywhere = any(name.startswith("sites.") for name in stage.needs)
-            for name, step, value in json.loads(path.read_text()):
-                yield {
-                    "method": method,
-                    "source": "" if everywhere else cell.source,
-                    "target": cell.target if of_pair else "",
-                    "seed": cell.seed,
-                    "stage": stage.kind,
-                    "name": name,
-                    "step": step,
-                    "value": value,
-                }
-
-
-def _curves_file(store: Store, stage: Stage) -> Path | None:
-    if stage.kind not in LOGGING:
-        return None
-    try:
-        path = store.read(stage.key) / "curves.json"
-    except KeyError:
-        return None
-    return path if path.is_file() else None
+    return logged.curves(plan, store, failures, lambda cell, stage: "task" if stage.kind == "train" else cell.method)

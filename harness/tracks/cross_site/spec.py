@@ -8,10 +8,9 @@ from typing import Any, Literal
 from pydantic import Field
 
 from harness.api import Generalizer, Harmonizer, Outcome, TaskModel, TestTimeAdapter
-from harness.data.card import load_card
-from harness.data.dataset import Dataset, open_dataset
+from harness.data.dataset import Dataset
 from harness.metrics.catalogue import METRICS
-from harness.problems import Problem, UserError
+from harness.problems import Problem
 from harness.tracks import base
 from harness.tracks.cross_site.plan import TASK_METRICS, Protocol, access, build_plan, has_reference
 from harness.yamlfile import Document, check
@@ -19,9 +18,6 @@ from harness.yamlfile import Document, check
 TRACK_METRICS = (
     "dsc", "hd95", "hd95_pooled", "hd95_unit", "hd95_missing", "mae", "mse", "wasserstein", "psnr", "ssim",
 )  # fmt: skip
-MOST_CELLS = 100_000
-"""Rows × sources × targets × seeds: so many are planned in minutes and run in years."""
-
 NEEDS: dict[str, str] = {"labels": "labels", "age": "ages"}
 """What a task model of each outcome is trained on, in words."""
 
@@ -50,23 +46,23 @@ class CrossSiteSpec(base.BenchmarkSpec):
 def resolve(document: Document, cache: Path, root: Path | None = None) -> base.Benchmark:
     """Benchmark and plan from a document. Raises UserError with every problem of the file."""
     spec, problems = check(document, document.data, CrossSiteSpec)
-    card_problems: list[Problem] = []
     rows, task, row_problems = _methods(document)
     outcome: Outcome = task.method.outcome if task and isinstance(task.method, TaskModel) else "labels"
-    dataset = None
-    if isinstance(document.data.get("data"), dict):
-        dataset, card_problems = _dataset(document, cache, root, outcome)
+    # Where age is to be predicted, no image set may carry it.
+    dataset, card_problems = base.resolve_dataset(document, cache, root, withhold_age=outcome == "age")
     problems += [p for p in (*row_problems, *card_problems) if p not in problems]
     problems += _outcomes(document, rows, outcome)
     sites: tuple[str, ...] = ()
     if spec is not None:
         problems += base.unknown(document, ("metrics",), spec.metrics, TRACK_METRICS, "metric")
         problems += _metrics(document, spec, outcome)
-        problems += _report(document, spec)
+        problems += base.check_report(document, spec)
         if dataset is not None:
             sites, site_problems = _sites(document, spec, dataset, outcome)
             problems += site_problems
-        problems += _size(document, rows, sites, spec.seeds)
+        asked = f"{len(rows)} rows, {len(sites)} sites and {len(spec.seeds)} seeds"
+        cells = len(rows) * len(sites) * (len(sites) - 1) * len(spec.seeds)
+        problems += base.check_size(document, cells, asked)
     base.fail_if(problems)
     assert spec is not None
     assert dataset is not None
@@ -86,19 +82,11 @@ def resolve(document: Document, cache: Path, root: Path | None = None) -> base.B
         "traits": access(plan, rows),
         "reference_sites": tuple(site for site in sites if has_reference(dataset, site, outcome)),
     }
-    return base.Benchmark(spec, dataset, sites, rows, plan, extra)
+    return base.Benchmark(spec, dataset, sites, rows, plan, extra, sites)
 
 
 def _methods(document: Document) -> tuple[tuple[base.Row, ...], base.Row | None, list[Problem]]:
-    rows: list[base.Row] = []
-    problems: list[Problem] = []
-    listed = document.data.get("methods")
-    for name, fields in listed.items() if isinstance(listed, dict) else ():
-        if fields is None or isinstance(fields, dict):
-            families = (Harmonizer, TestTimeAdapter, Generalizer)
-            row, found = base.resolve_row(document, ("methods", name), str(name), fields, families)
-            problems += found
-            rows += [row] if row else []
+    rows, problems = base.resolve_rows(document, (Harmonizer, TestTimeAdapter, Generalizer))
     section = document.data.get("task")
     task = None
     if isinstance(section, dict):
@@ -107,7 +95,7 @@ def _methods(document: Document) -> tuple[tuple[base.Row, ...], base.Row | None,
         else:
             task, found = base.resolve_row(document, ("task",), str(section["id"]), section, (TaskModel,))
             problems += found
-    return tuple(rows), task, problems
+    return rows, task, problems
 
 
 def _outcomes(document: Document, rows: tuple[base.Row, ...], outcome: Outcome) -> list[Problem]:
@@ -131,23 +119,6 @@ def _metrics(document: Document, spec: CrossSiteSpec, outcome: Outcome) -> list[
     ]
 
 
-def _dataset(
-    document: Document, cache: Path, root: Path | None, outcome: Outcome
-) -> tuple[Dataset | None, list[Problem]]:
-    section = document.data["data"]
-    if not isinstance(section.get("card"), str):
-        return None, []
-    try:
-        card = load_card(document, section)
-        given = root or (Path(section["root"]) if isinstance(section.get("root"), str) else None)
-        if given is not None and root is None and not given.is_absolute():
-            given = Path(document.path).parent / given
-        # Where age is to be predicted, no image set may carry it.
-        return open_dataset(card, given, cache, withhold_age=outcome == "age"), []
-    except UserError as error:
-        return None, list(error.problems)
-
-
 def _sites(
     document: Document, spec: CrossSiteSpec, dataset: Dataset, outcome: Outcome
 ) -> tuple[tuple[str, ...], list[Problem]]:
@@ -162,29 +133,6 @@ def _sites(
         what = f"none of the sites has {NEEDS[outcome]}, so no task model can be trained"
         problems.append(document.problem(where, what))
     return sites, problems
-
-
-def _size(document: Document, rows: tuple[base.Row, ...], sites: tuple[str, ...], seeds: list[int]) -> list[Problem]:
-    cells = len(rows) * len(sites) * (len(sites) - 1) * len(seeds)
-    if cells <= MOST_CELLS:
-        return []
-    what = f"{len(rows)} rows, {len(sites)} sites and {len(seeds)} seeds make {cells:,} cells"
-    return [document.problem((), f"{what}; at most {MOST_CELLS:,} can be planned: leave some out")]
-
-
-def _report(document: Document, spec: CrossSiteSpec) -> list[Problem]:
-    problems = []
-    if spec.report.baseline not in spec.methods:
-        at = ("report", "baseline") if "report" in document.data else ("methods",)
-        what = f"the baseline {spec.report.baseline!r} is not among the methods; add it, or set report.baseline"
-        problems.append(document.problem(at, what))
-    headline = spec.report.headline
-    if headline is not None and headline not in spec.metrics:
-        what = f"the headline metric {headline!r} is not among metrics: {', '.join(spec.metrics)}"
-        problems.append(document.problem(("report", "headline"), what))
-    return problems + base.unknown(
-        document, ("report", "rank_metrics"), spec.report.rank_metrics, spec.metrics, "metric of this benchmark"
-    )
 
 
 assert set(TRACK_METRICS) <= set(METRICS)
