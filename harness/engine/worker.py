@@ -204,9 +204,10 @@ def _one_process() -> Iterator[None]:
     try:
         yield
     finally:
-        if os.getpid() != own:
+        copied = os.getpid() != own
+        _end_descendants(spared=set() if copied else before)  # those of a copy would become nobody's
+        if copied:
             os._exit(0)
-        _end_descendants(spared=before)
 
 
 def _end_descendants(spared: set[int]) -> None:
