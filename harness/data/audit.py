@@ -66,6 +66,27 @@ def check_labels(root: Path, path: str, groups: volumes.Ranges) -> list[Finding]
     return findings
 
 
+def lesion_slices(root: Path, scan: ScanFiles, slices: Slices, groups: volumes.Ranges, most_voxels: int) -> list[int]:
+    """[slices with a lesion, slices of brain without] among those that are cut; [] of files that are not sound.
+
+    What is not sound is `check_scan`'s to say.
+    """
+    if scan.label is None:
+        return []
+    try:
+        brain = root / (scan.mask or scan.image)
+        voxel = volumes.read_image(root / scan.image, most_voxels)[1]
+        mask = volumes.read_mask(brain, most_voxels) if scan.mask else volumes.read_image(brain, most_voxels)[0] > 0
+        labels, _ = volumes.group_labels(volumes.read_integers(root / scan.label, most_voxels), groups)
+        if labels.shape != mask.shape:
+            return []
+        cut = volumes.Cut.of(mask, voxel, slices)
+    except (OSError, ValueError, imagefile.BadImage):
+        return []
+    lesion = cut.labels(labels).any(axis=(1, 2))
+    return [int(lesion.sum()), int((cut.labels(mask).any(axis=(1, 2)) & ~lesion).sum())]
+
+
 def same_contents(root: Path, scans: Iterable[tuple[ScanFiles, str | None]]) -> list[Problem]:
     """Images that are byte for byte the same but stand for different people: a leak between splits."""
     first: dict[str, ScanFiles] = {}
@@ -173,7 +194,10 @@ def _brain(scan: ScanFiles, image: _Volume | None, mask: _Volume | None, checks:
         return [[path, f"{what}; mend the file, or exclude the scan"]]
     slices = checks.slices
     x, y, z = (float(size) for size in volume.zooms)
-    cut = volumes.Cut.of(inside, (x, y, z), slices)
+    try:
+        cut = volumes.Cut.of(inside, (x, y, z), slices)
+    except ValueError as error:
+        return [[path, f"{error}; mend slices.at, or exclude the scan"]]
     findings: list[Finding] = []
     if max(cut.extent) > slices.size:
         rows, columns = (f"{n:.0f}" for n in cut.extent)

@@ -12,8 +12,9 @@ import numpy as np
 
 from harness.api import AgeSet
 from harness.data import arrays
+from harness.data.choice import NO_LESION, nothing_left
 from harness.data.fingerprint import default_cache
-from harness.data.schema import SPLITS, Card, PhantomCard, Shift, Split
+from harness.data.schema import CHOICES, SPLITS, Card, Choice, Part, PhantomCard, PngCard, Shift
 from harness.data.splits import Assignment, SplitFile, as_document, read_split_file
 from harness.engine.plan import Stage
 from harness.engine.worker import StageRun
@@ -25,7 +26,8 @@ class Dataset(ABC):
     """Scans of several sites, split by subject.
 
     Stages can be made, and so a plan printed, where the data is absent; `missing` then says so, and their keys
-    differ from those of the real data. Images and labels are two artifacts: an image set never carries labels.
+    differ from those of the real data. Images and labels are two artifacts: an image set never carries labels, not
+    even where labels chose its slices.
     With `withhold_age`, image and label sets carry no age either: then only `ages` does.
     """
 
@@ -58,6 +60,19 @@ class Dataset(ABC):
     def labelled(self, site: str) -> bool:
         """Whether the site's scans have labels."""
 
+    def lesioned(self, site: str) -> bool:
+        """Whether the site's labels are lesions: any value above 0 is one."""
+        return self.card.lesions and self.labelled(site) and not self.healthy(site)
+
+    def healthy(self, site: str) -> bool:
+        """Whether the card says that nobody there has a lesion. Labels are then all zero, and no file is needed."""
+        return False
+
+    def modality(self, site: str) -> str:
+        """The contrast of the site's scans, such as T1w."""
+        entry = self.card.sites[site]
+        return (entry.modality if entry else None) or self.card.modality
+
     def aged(self, site: str) -> bool:
         """Whether every scan of the site has an age."""
         scans = self.scans(site)
@@ -77,43 +92,106 @@ class Dataset(ABC):
         """Every subject's side."""
 
     @abstractmethod
-    def scans(self, site: str, split: Split | None = None) -> tuple[Any, ...]:
-        """The scans of a site, or of one split of it; each has `id`, `subject`, `age`, `sex`."""
+    def scans(self, site: str, split: Part | None = None) -> tuple[Any, ...]:
+        """The scans of a site ("all" or None), or of one split of it; each has `id`, `subject`, `age`, `sex`."""
 
     def shift(self, site: str) -> Shift | None:
         """The simulated shift that makes the site, if one does."""
         return None
 
-    def images(self, site: str, split: Split, rendered_at: str | None = None) -> Stage:
+    def images(self, site: str, split: Part, rendered_at: str | None = None, choice: Choice = "all") -> Stage:
         """The stage that leaves the image set of a site and split; with `rendered_at`, as that site shows it.
 
-        Raises ValueError for an unknown site or split, or sites that are not paired.
+        choice: of the slices that the card cuts, by the labels of `site`. Scans without a chosen slice are left out.
+        Raises ValueError for an unknown site or split, sites that are not paired, or a choice that is impossible.
         """
         at = rendered_at or site
         self._known(site, split)
         self._known(at, split)
         if not self.is_paired(site, at):
             raise ValueError(f"scans of {site} cannot be rendered at {at}: other people, other brains")
-        key = ("images", site, split, at)
-        if key not in self._stages:
-            title = f"images {site} {split}" + (f" as {at}" if at != site else "")
-            self._stages[key] = replace(self._images(site, split, at), title=title)
-        return self._stages[key]
+        if self._takes_all(site, choice):
+            key = ("images", site, split, at)
+            if key not in self._stages:
+                title = f"images {site} {split}" + (f" as {at}" if at != site else "")
+                self._stages[key] = replace(self._images(site, split, at), title=title)
+            return self._stages[key]
+        return self._choose("images", site, split, choice, self.images(site, split, at))
 
-    def labels(self, site: str, split: Split) -> Stage:
-        """The stage that leaves the label set of a site and split, on the slices of its images.
+    def labels(self, site: str, split: Part, choice: Choice = "all") -> Stage:
+        """The stage that leaves the label set of a site and split, on the slices of its images of the same choice.
 
-        Raises ValueError for an unknown site or split, or a site without labels.
+        Raises ValueError for an unknown site or split, a site without labels, or a choice that is impossible.
         """
         self._known(site, split)
-        if not self.labelled(site):
+        if not self._takes_all(site, choice):
+            return self._choose("labels", site, split, choice, self.images(site, split))
+        if not self.labelled(site) and not self.healthy(site):
             raise ValueError(f"{site} has no labels")
         key = ("labels", site, split)
         if key not in self._stages:
-            self._stages[key] = replace(self._labels(site, split), title=f"labels {site} {split}")
+            made = self._no_lesions(site, split) if self.healthy(site) else self._labels(site, split)
+            self._stages[key] = replace(made, title=f"labels {site} {split}")
         return self._stages[key]
 
-    def ages(self, site: str, split: Split) -> Stage:
+    def choice_trouble(self, site: str, choice: Choice) -> str | None:
+        """Why slices of the site cannot be chosen so, in one line; None where they can. Reads no file."""
+        if choice not in CHOICES:
+            return f"no choice of slices {choice!r}; known: {', '.join(CHOICES)}"
+        if choice == "all" or self.lesioned(site):
+            return None
+        if self.healthy(site):
+            return (
+                None if choice == "healthy" else f"{site} is healthy: no lesion can choose slices; write all or healthy"
+            )
+        if self.card.lesions:
+            return f"{site} has no labels to choose {choice} slices by; give its label, or declare it healthy: true"
+        return (
+            f"labels of {self.card.id} are no lesions and choose no {choice} slices; if they are, write lesions: true"
+        )
+
+    def audit_choice(self, site: str, split: Part, choice: Choice) -> list[Problem]:
+        """What is wrong with choosing slices so: that it cannot be done, or leaves nothing as far as files can say."""
+        trouble = self.choice_trouble(site, choice)
+        if trouble is None and not self._takes_all(site, choice):
+            counts = self._lesion_slices(site, split)
+            left = None if counts is None else [row[1 if choice == "healthy" else 0] for row in counts]
+            if left and not any(left):
+                trouble = f"{site} {split}, {len(left)} scans: {nothing_left(choice)}"
+        return [self.card.problem(("sites", site), trouble)] if trouble else []
+
+    def _takes_all(self, site: str, choice: Choice) -> bool:
+        """Whether the choice is no choice. Raises ValueError for one that is impossible."""
+        trouble = self.choice_trouble(site, choice)
+        if trouble:
+            raise ValueError(trouble)
+        return choice == "all" or self.healthy(site)
+
+    def _choose(self, kind: str, site: str, split: Part, choice: Choice, images: Stage) -> Stage:
+        """The stage that takes the chosen slices of `images`, or of their labels."""
+        key = (kind, choice, site, split, images.title)
+        if key not in self._stages:
+            self._stages[key] = Stage(
+                kind=kind,
+                title=images.title.replace("images", kind, 1) + f" ({choice})",
+                fn=f"harness.data.choice:choose_{kind}",
+                params={"choice": choice, "site": site, "split": split},
+                needs={"images": images, "labels": self.labels(site, split)},
+                resources="prepare",
+            )
+        return self._stages[key]
+
+    def _no_lesions(self, site: str, split: Part) -> Stage:
+        return Stage(
+            kind="labels",
+            title="",
+            fn="harness.data.choice:no_lesions",
+            params={"names": list(self.label_names or NO_LESION)},
+            needs={"images": self.images(site, split)},
+            resources="prepare",
+        )
+
+    def ages(self, site: str, split: Part) -> Stage:
         """The stage that leaves the ages of a site and split, in the order of the scans of its images.
 
         Raises ValueError for an unknown site or split, or a site where an age is unknown.
@@ -134,10 +212,14 @@ class Dataset(ABC):
         return self._stages[key]
 
     @abstractmethod
-    def _images(self, site: str, split: Split, at: str) -> Stage: ...
+    def _images(self, site: str, split: Part, at: str) -> Stage: ...
 
     @abstractmethod
-    def _labels(self, site: str, split: Split) -> Stage: ...
+    def _labels(self, site: str, split: Part) -> Stage: ...
+
+    def _lesion_slices(self, site: str, split: Part) -> list[tuple[int, int]] | None:
+        """(slices with a lesion, slices without) of every scan, as far as files say it before a run; None: unknown."""
+        return None
 
     @abstractmethod
     def missing(self, sites: Iterable[str] | None = None) -> list[str]:
@@ -167,6 +249,7 @@ class Dataset(ABC):
 
     def _site_summary(self, site: str) -> dict[str, Any]:
         shift = self.shift(site)
+        lesions = {"modality": self.modality(site), "lesioned": self.lesioned(site), "healthy": self.healthy(site)}
         return {
             **{split: len(self.scans(site, split)) for split in SPLITS},
             "scans": len(self.scans(site)),
@@ -175,6 +258,7 @@ class Dataset(ABC):
             "aged": self.aged(site),
             "simulated": self.card.simulated or shift is not None,
             "shift": shift.describe() if shift else None,
+            **(lesions if self.card.lesions else {}),
         }
 
     def splits(self) -> dict[str, Any]:
@@ -186,8 +270,8 @@ class Dataset(ABC):
     def _known(self, site: str, split: str) -> None:
         if site not in self.card.sites:
             raise ValueError(f"{self.card.id} has no site {site!r}; known: {', '.join(self.sites)}")
-        if split not in SPLITS:
-            raise ValueError(f"no split {split!r}; known: {', '.join(SPLITS)}")
+        if split not in (*SPLITS, "all"):
+            raise ValueError(f"no split {split!r}; known: {', '.join((*SPLITS, 'all'))}")
 
     def _missing_root(self) -> list[str]:
         if self.root is None:
@@ -238,8 +322,14 @@ def open_dataset(card: Card, root: Path | None, cache: Path | None = None, withh
     where = cache or default_cache()
     if isinstance(card, PhantomCard):
         from harness.data.phantom_data import PhantomDataset
+        from harness.data.phantom_patients import PatientDataset
 
-        return PhantomDataset(card, root, where, split_file, withhold_age)
+        kind = PatientDataset if card.lesions else PhantomDataset
+        return kind(card, root, where, split_file, withhold_age)
+    if isinstance(card, PngCard):
+        from harness.data.pngfolder import PngDataset
+
+        return PngDataset(card, root, where, split_file, withhold_age)
     from harness.data.nifti import NiftiDataset
 
     return NiftiDataset(card, root, where, split_file, withhold_age)

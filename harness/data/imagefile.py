@@ -57,7 +57,7 @@ def open_image(path: Path, most_voxels: int = MOST_VOXELS) -> Any:
     Raises FileNotFoundError, BadHeader or BadImage.
     """
     header_path, data_path, compressed = _files(path)
-    with _decoding():
+    with decoding():
         cls, header = _header(header_path, compressed)
         shape = tuple(int(n) for n in header.get_data_shape())
         stored = header.get_data_dtype()
@@ -75,7 +75,7 @@ def open_image(path: Path, most_voxels: int = MOST_VOXELS) -> Any:
 
 def read_voxels(image: Any, dtype: type[np.generic] | None = None) -> npt.NDArray[Any]:
     """The voxels of an image from `open_image`, scaled as its header says. Raises BadImage."""
-    with _decoding():
+    with decoding():
         return np.asarray(image.dataobj, dtype=dtype)
 
 
@@ -83,13 +83,13 @@ def canonical(image: Any) -> Any:
     """The image in the closest canonical orientation, its trailing axes of length 1 dropped. Raises BadImage."""
     import nibabel as nib
 
-    with _decoding():
+    with decoding():
         return nib.as_closest_canonical(nib.funcs.squeeze_image(image))
 
 
 @contextmanager
-def _decoding() -> Iterator[None]:
-    """While nibabel decodes: whatever it raises is the file's fault, and what it would say goes unsaid."""
+def decoding() -> Iterator[None]:
+    """While a library decodes: whatever it raises is the file's fault, and what it would say goes unsaid."""
     from nibabel import imageglobals
 
     try:

@@ -11,7 +11,7 @@ import glob
 import io
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal
@@ -78,8 +78,8 @@ def path_trouble(path: str) -> str | None:
     return None
 
 
-def pattern_trouble(pattern: str) -> str | None:
-    """Why a pattern cannot be used, or None."""
+def pattern_trouble(pattern: str, fields: Sequence[str] = FIELDS) -> str | None:
+    """Why a pattern cannot be used, or None. fields: those it may have."""
     trouble = path_trouble(pattern)
     if trouble:
         return trouble
@@ -91,8 +91,8 @@ def pattern_trouble(pattern: str) -> str | None:
     for part in pattern.split("/"):
         names = _FIELD.findall(part)
         for name in names:
-            if name not in FIELDS:
-                return f"unknown field {{{name}}}{did_you_mean(name, FIELDS)}"
+            if name not in fields:
+                return f"unknown field {{{name}}}{did_you_mean(name, fields)}"
         if part.count("*") + len(set(names) - known) > MOST_WILDCARDS:
             return f"{part!r} has more than {MOST_WILDCARDS} fields and *; write out more of the name"
         known.update(names)

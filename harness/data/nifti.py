@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from harness.data import arrays, volumes
 from harness.data.dataset import Dataset
 from harness.data.fingerprint import JsonCache, fingerprints
 from harness.data.layout import Layout, ScanFiles, find_scans
-from harness.data.schema import Intensity, NiftiCard, Shift, Slices, Split
+from harness.data.schema import Intensity, NiftiCard, Part, Shift, Slices
 from harness.data.shift import apply_shift
 from harness.data.splits import Assignment, SplitFile, assign, order_of
 from harness.data.stack import Stack
@@ -29,6 +30,9 @@ class NiftiDataset(Dataset):
     """Scans below a root folder, laid out as the card's patterns say. Planning works without the folder."""
 
     card: NiftiCard
+
+    _checker: ClassVar[str] = "harness.data.audit"
+    """Module whose `check_scan` and `lesion_slices` read the files of this kind."""
 
     def __init__(
         self,
@@ -48,6 +52,12 @@ class NiftiDataset(Dataset):
     def labelled(self, site: str) -> bool:
         return self.card.sites[self.card.scanned(site)].label is not None
 
+    def healthy(self, site: str) -> bool:
+        return self.card.sites[self.card.scanned(site)].healthy
+
+    def modality(self, site: str) -> str:
+        return super().modality(self.card.scanned(site))
+
     def aged(self, site: str) -> bool:
         """Whether every scan has an age; without the data, whether there is a table that can say so."""
         if self._absent:
@@ -64,13 +74,20 @@ class NiftiDataset(Dataset):
         """The site's scans and what is wrong with how they lie; empty without a root."""
         base = self.card.scanned(site)
         if base not in self._layouts:
-            self._layouts[base] = Layout() if self._absent else find_scans(self._root, self.card, base)
+            self._layouts[base] = Layout() if self._absent else self._find(base)
         return self._layouts[base]
 
-    def scans(self, site: str, split: Split | None = None) -> tuple[ScanFiles, ...]:
+    def _find(self, base: str) -> Layout:
+        return find_scans(self._root, self.card, base)
+
+    def _files(self, scan: ScanFiles) -> list[str]:
+        """Every file of a scan, by its path below the root."""
+        return [part for path in (scan.image, scan.label, scan.mask) if path for part in _parts(path)]
+
+    def scans(self, site: str, split: Part | None = None) -> tuple[ScanFiles, ...]:
         """The site's scans, of one split or of all, ordered by name; at most the card's and the site's `scans`."""
         scans = self._limited(site, self.layout(site).scans)
-        return scans if split is None else tuple(s for s in scans if self._sides().get(s.subject) == split)
+        return scans if split in (None, "all") else tuple(s for s in scans if self._sides().get(s.subject) == split)
 
     def _limited(self, site: str, scans: tuple[ScanFiles, ...]) -> tuple[ScanFiles, ...]:
         limits = [n for n in (self.card.scans, self.card.sites[self.card.scanned(site)].scans) if n is not None]
@@ -111,7 +128,7 @@ class NiftiDataset(Dataset):
 
     # -------------------------------------------------------------------------------------------- stages
 
-    def _images(self, site: str, split: Split, at: str) -> Stage:
+    def _images(self, site: str, split: Part, at: str) -> Stage:
         # The same scans at another site are that site's own images of the same people.
         scans = self.scans(at, split)
         params = {
@@ -121,7 +138,7 @@ class NiftiDataset(Dataset):
         }
         return self._stage("images", at, scans, params, ("image", "mask"))
 
-    def _labels(self, site: str, split: Split) -> Stage:
+    def _labels(self, site: str, split: Part) -> Stage:
         scans = self.scans(site, split)
         base = self.card.sites[self.card.scanned(site)]
         assert self.card.labels is not None
@@ -132,12 +149,18 @@ class NiftiDataset(Dataset):
         }
         return self._stage("labels", site, scans, params, ("image", "mask", "label"))
 
-    def _params(self, site: str, split: Split, scans: Iterable[ScanFiles]) -> dict[str, Any]:
+    def _params(self, site: str, split: Part, scans: Iterable[ScanFiles]) -> dict[str, Any]:
         ages = {s.id: None if self.withhold_age else s.age for s in scans}
         people = [{"id": s.id, "subject": s.subject, "age": ages[s.id], "sex": s.sex} for s in scans]
         masked = self.card.sites[self.card.scanned(site)].mask is not None
-        slices = self.card.slices.model_dump(mode="json")
-        return {"site": site, "split": split, "scans": people, "slices": slices, "masked": masked}
+        return {
+            "site": site,
+            "split": split,
+            "scans": people,
+            "slices": self.card.slices.model_dump(mode="json"),
+            "masked": masked,
+            "modality": self.modality(site),
+        }
 
     def _stage(
         self, kind: str, site: str, scans: tuple[ScanFiles, ...], params: dict[str, Any], roles: tuple[str, ...]
@@ -166,7 +189,7 @@ class NiftiDataset(Dataset):
         """sha256 by path below the root of every file of the site's scans; None where it cannot be read."""
         base = self.card.scanned(site)
         if base not in self._hashes:
-            names = [part for s in self.layout(site).scans for path in _paths(s) for part in _parts(path)]
+            names = [name for scan in self.layout(site).scans for name in self._files(scan)]
             paths = {name: self._root / name for name in names}
             found = fingerprints(paths.values(), self.cache)
             self._hashes[base] = {name: found[path] for name, path in paths.items()}
@@ -204,34 +227,57 @@ class NiftiDataset(Dataset):
             self._root, [(scan, self.hashes(base).get(scan.image)) for base in bases for scan in self.scans(base)]
         )
 
-    def _audit_files(self, base: str, memory: JsonCache) -> list[Problem]:
-        """Every file of a site; a scan whose files and checks are unchanged is not read again."""
-        from harness.data import audit
+    def _lesion_slices(self, site: str, split: Part) -> list[tuple[int, int]] | None:
+        """Counted in the label files and remembered; None where the data is absent or a file is not sound."""
         from harness.engine import code
 
+        checker: Any = import_module(self._checker)
+        base = self.card.sites[self.card.scanned(site)]
+        if self._absent or self.card.labels is None:
+            return None
+        groups, most = self.card.labels.ranges(base.grouping), self.card.most_voxels
+        asked = [code.fingerprint((f"{self._checker}:lesion_slices",)), groups, most]
+        asked.append(self.card.slices.model_dump(mode="json"))
+        memory = JsonCache(self.cache / "audits.json" if self.cache else None)
+        counts = []
+        for scan in self.scans(site, split):
+            key = self._audit_key(site, scan, asked)
+            found = memory.get(key)
+            if found is None:
+                found = checker.lesion_slices(self._root, scan, self.card.slices, groups, most)
+                memory.put(key, found)
+            counts.append(found)
+        memory.save()
+        return None if any(not row for row in counts) else [(row[0], row[1]) for row in counts]
+
+    def _audit_key(self, site: str, scan: ScanFiles, asked: list[Any]) -> str:
+        hashes = self.hashes(site)
+        contents = [[name, hashes[name]] for name in self._files(scan)]
+        return hashlib.sha256(canonical([asked, contents]).encode()).hexdigest()
+
+    def _audit_files(self, base: str, memory: JsonCache) -> list[Problem]:
+        """Every file of a site; a scan whose files and checks are unchanged is not read again."""
+        from harness.data.audit import Checks
+        from harness.engine import code
+
+        checker: Any = import_module(self._checker)
         labels = self.card.labels
         groups = labels.ranges(self.card.sites[base].grouping) if labels and self.labelled(base) else None
-        checks = audit.Checks(self.card.slices, self.card.intensity.percentile, groups, self.card.most_voxels)
+        checks = Checks(self.card.slices, self.card.intensity.percentile, groups, self.card.most_voxels)
         asked = [
-            code.fingerprint(("harness.data.audit:check_scan",)),
+            code.fingerprint((f"{self._checker}:check_scan",)),
             self.card.slices.model_dump(mode="json"),
             [checks.percentile, groups, checks.most_voxels],
         ]
-        hashes = self.hashes(base)
         problems: list[Problem] = []
         for scan in self.scans(base):
-            contents = [[path, [hashes[part] for part in _parts(path)]] for path in _paths(scan)]
-            key = hashlib.sha256(canonical([asked, contents]).encode()).hexdigest()
+            key = self._audit_key(base, scan, asked)
             found = memory.get(key)
             if found is None:
-                found = audit.check_scan(self._root, scan, checks)
+                found = checker.check_scan(self._root, scan, checks)
                 memory.put(key, found)
             problems += [Problem(str(self._root / path), what) for path, what in found]
         return problems
-
-
-def _paths(scan: ScanFiles) -> list[str]:
-    return [path for path in (scan.image, scan.label, scan.mask) if path]
 
 
 def _parts(path: str) -> list[str]:
@@ -265,9 +311,9 @@ def nifti_images(run: StageRun) -> None:
                 # A scanner's scale is its own: the percentile becomes white again, as for any real scan.
                 if intensity.percentile is not None:
                     unit = volumes.to_unit(unit, mask, intensity.percentile)
-            cut = volumes.Cut.of(mask, voxel, slices)
+            cut = volumes.Cut.of(mask, voxel, slices, brain.start)
             inside = cut.labels(mask)
-            scans.append(_scan(who, params["site"], len(masks), len(inside), cut.spacing))
+            scans.append(_scan(who, params, len(masks), len(inside), cut.spacing))
             pixels.append(volumes.eight_bits(cut.image(unit), inside))
             masks.append(inside)
         arrays.save_images(run.out, ImageSet(pixels.array(), masks.array(), tuple(scans)))
@@ -286,9 +332,9 @@ def nifti_labels(run: StageRun) -> None:
             if unknown:
                 raise ValueError(f"{path}: label ids {unknown[:5]} are in no group; audit the data set again")
             brain = _brain(run.local, who["id"])
-            cut = volumes.Cut.of(brain.mask, brain.voxel, slices)
+            cut = volumes.Cut.of(brain.mask, brain.voxel, slices, brain.start)
             inside = cut.labels(grouped[brain.box])
-            scans.append(_scan(who, params["site"], len(labels), len(inside), cut.spacing))
+            scans.append(_scan(who, params, len(labels), len(inside), cut.spacing))
             labels.append(inside)
         arrays.save_labels(run.out, LabelSet(labels.array(), tuple(params["names"]), tuple(scans)))
 
@@ -301,6 +347,10 @@ class _Brain:
     mask: volumes.Bool
     box: tuple[slice, ...]
     voxel: tuple[float, float, float]
+
+    @property
+    def start(self) -> list[int]:
+        return [side.start for side in self.box]
 
 
 def _brain(local: Mapping[str, Any], scan: str) -> _Brain:
@@ -319,5 +369,8 @@ def _path(local: Mapping[str, Any], scan: str, role: str) -> Path:
     return Path(local["root"]) / local["files"][scan][role]
 
 
-def _scan(who: Mapping[str, Any], site: str, start: int, n: int, spacing: tuple[float, float, float]) -> Scan:
-    return Scan(who["id"], who["subject"], site, start, start + n, spacing, who["age"], who["sex"])
+def _scan(
+    who: Mapping[str, Any], params: Mapping[str, Any], start: int, n: int, spacing: tuple[float, float, float]
+) -> Scan:
+    site, modality = params["site"], params["modality"]
+    return Scan(who["id"], who["subject"], site, start, start + n, spacing, who["age"], who["sex"], modality)

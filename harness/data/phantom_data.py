@@ -15,7 +15,7 @@ from harness.data import arrays
 from harness.data.dataset import Dataset
 from harness.data.fingerprint import fingerprints
 from harness.data.layout import refusal
-from harness.data.schema import PhantomCard, Slices, Split
+from harness.data.schema import Part, PhantomCard, Slices
 from harness.data.splits import Assignment, SplitFile, assign, order_of
 from harness.data.stack import Stack
 from harness.engine.plan import Stage, canonical, seed_of
@@ -26,6 +26,10 @@ from harness.untrusted import is_folder, plain
 if TYPE_CHECKING:
     from harness.phantom.geometry import AnatomySlices, Geometry, Population
     from harness.phantom.sites import Site
+
+
+PERCENTILE = 99.5
+"""Of the brain, becomes white, unless a card says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -90,12 +94,12 @@ class PhantomDataset(Dataset):
     def _place(self, site: str) -> Site:
         return next(place for place in _places(self.card.population, self.card.modality) if place.name == site)
 
-    def scans(self, site: str, split: Split | None = None) -> tuple[Person, ...]:
+    def scans(self, site: str, split: Part | None = None) -> tuple[Person, ...]:
         """The site's people, of one split or of all."""
         if site not in self._people:
             self._people[site] = self._real(site) if self.card.anatomies else self._simulated(site)
         people = self._people[site]
-        return people if split is None else tuple(p for p in people if self.subjects().get(p.subject) == split)
+        return people if split in (None, "all") else tuple(p for p in people if self.subjects().get(p.subject) == split)
 
     def _simulated(self, site: str) -> tuple[Person, ...]:
         from harness.phantom.cohort import cohort
@@ -131,18 +135,23 @@ class PhantomDataset(Dataset):
 
     # -------------------------------------------------------------------------------------------- stages
 
-    def _images(self, site: str, split: Split, at: str) -> Stage:
+    def _images(self, site: str, split: Part, at: str) -> Stage:
         # `site` and `split` are in the parameters: without data, stages must not fall together.
         return self._stage("images", site, split, {"rendered_at": at})
 
-    def _labels(self, site: str, split: Split) -> Stage:
+    def _labels(self, site: str, split: Part) -> Stage:
         return self._stage("labels", site, split, {"names": list(self.label_names)})
 
     @property
     def _newborns(self) -> bool:
         return self.card.population == "neonatal"
 
-    def _stage(self, kind: str, site: str, split: Split, more: Mapping[str, Any]) -> Stage:
+    def _levels(self, kind: str) -> dict[str, float]:
+        """The intensity rule, where it is of account and not the phantom's own."""
+        percentile = self.card.intensity.percentile
+        return {"percentile": percentile} if kind == "images" and percentile not in (None, PERCENTILE) else {}
+
+    def _stage(self, kind: str, site: str, split: Part, more: Mapping[str, Any]) -> Stage:
         people = self.scans(site, split)
         params = {
             "site": site,
@@ -152,6 +161,7 @@ class PhantomDataset(Dataset):
             "anatomies": self.card.anatomies is not None,
             **({"population": "neonatal", "contrast": self.card.modality} if self._newborns else {}),
             **({"withhold_age": True} if self.withhold_age else {}),
+            **self._levels(kind),
             **more,
         }
         files = {p.id: p.anatomy for p in people if p.anatomy}
@@ -244,15 +254,16 @@ def phantom_images(run: StageRun) -> None:
     from harness.phantom.sites import site
 
     at = site(run.params["rendered_at"])
-    geometry = _geometry(run, "adult")
+    geometry = geometry_of(run, "adult")
+    top = run.params.get("percentile", PERCENTILE)
     brains = ((who, _adult(run, who, geometry)) for who in run.params["subjects"])
-    _save_images(run, ((who, brain, render(brain, at, who["seed"])) for who, brain in brains))
+    save_images(run, ((who, brain, render(brain, at, who["seed"], percentile=top)) for who, brain in brains))
 
 
 def phantom_labels(run: StageRun) -> None:
     """Adults' labels; leaves a label set on the slices of their images."""
-    geometry = _geometry(run, "adult")
-    _save_labels(run, ((who, _adult(run, who, geometry)) for who in run.params["subjects"]))
+    geometry = geometry_of(run, "adult")
+    save_labels(run, ((who, _adult(run, who, geometry)) for who in run.params["subjects"]))
 
 
 def neonatal_images(run: StageRun) -> None:
@@ -261,19 +272,21 @@ def neonatal_images(run: StageRun) -> None:
     from harness.phantom.render import render
 
     at = neonatal_site(run.params["rendered_at"], run.params["contrast"])
-    geometry = _geometry(run, "neonatal")
+    geometry = geometry_of(run, "neonatal")
     brains = ((who, _newborn(who, geometry)) for who in run.params["subjects"])
     tissues = {who["id"]: tissues_of(who["age"], who["seed"]) for who in run.params["subjects"]}
-    _save_images(run, ((who, brain, render(brain, at, who["seed"], tissues[who["id"]])) for who, brain in brains))
+    top = run.params.get("percentile", PERCENTILE)
+    save_images(run, ((who, brain, render(brain, at, who["seed"], tissues[who["id"]], top)) for who, brain in brains))
 
 
 def neonatal_labels(run: StageRun) -> None:
     """Newborns' labels; leaves a label set on the slices of their images."""
-    geometry = _geometry(run, "neonatal")
-    _save_labels(run, ((who, _newborn(who, geometry)) for who in run.params["subjects"]))
+    geometry = geometry_of(run, "neonatal")
+    save_labels(run, ((who, _newborn(who, geometry)) for who in run.params["subjects"]))
 
 
-def _save_images(run: StageRun, rendered: Iterable[tuple[Mapping[str, Any], AnatomySlices, np.ndarray]]) -> None:
+def save_images(run: StageRun, rendered: Iterable[tuple[Mapping[str, Any], AnatomySlices, np.ndarray]]) -> None:
+    """Leave (who, anatomy, image), person after person, as an image set."""
     with Stack(run.scratch / "pixels.raw", np.uint8) as pixels, Stack(run.scratch / "mask.raw", np.bool_) as masks:
         scans = []
         for who, anatomy, image in rendered:
@@ -283,7 +296,8 @@ def _save_images(run: StageRun, rendered: Iterable[tuple[Mapping[str, Any], Anat
         arrays.save_images(run.out, ImageSet(pixels.array(), masks.array(), tuple(scans)))
 
 
-def _save_labels(run: StageRun, brains: Iterable[tuple[Mapping[str, Any], AnatomySlices]]) -> None:
+def save_labels(run: StageRun, brains: Iterable[tuple[Mapping[str, Any], AnatomySlices]]) -> None:
+    """Leave the labels of (who, anatomy), person after person, as a label set."""
     with Stack(run.scratch / "labels.raw", np.uint8) as labels:
         scans = []
         for who, anatomy in brains:
@@ -292,7 +306,7 @@ def _save_labels(run: StageRun, brains: Iterable[tuple[Mapping[str, Any], Anatom
         arrays.save_labels(run.out, LabelSet(labels.array(), tuple(run.params["names"]), tuple(scans)))
 
 
-def _geometry(run: StageRun, population: Population) -> Geometry:
+def geometry_of(run: StageRun, population: Population) -> Geometry:
     """The phantom's sampling for a card's slices: the middles of `count` equal parts of a mean brain's range."""
     from harness.phantom.geometry import RANGE_MM, Geometry
 
@@ -326,4 +340,5 @@ def _newborn(who: Mapping[str, Any], geometry: Geometry) -> AnatomySlices:
 def _scan(run: StageRun, who: Mapping[str, Any], site: str, start: int, anatomy: AnatomySlices) -> Scan:
     age = None if run.params.get("withhold_age") else who["age"]  # a brain still follows its person's age
     stop = start + len(anatomy.mask)
-    return Scan(who["id"], who["id"], site, start, stop, anatomy.spacing, age, who["sex"])
+    contrast = run.params.get("contrast", "T1w")  # all that adults without lesions are imaged at
+    return Scan(who["id"], who["id"], site, start, stop, anatomy.spacing, age, who["sex"], contrast)

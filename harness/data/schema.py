@@ -9,7 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, PlainValidator, PrivateAttr, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    PlainValidator,
+    PrivateAttr,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from harness.api import Settings
 from harness.data import layout
@@ -18,6 +26,11 @@ from harness.yamlfile import Document, Where
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+Part = Split | Literal["all"]
+"""A side of the split, or everybody: what a cohort that is only tested on is used as."""
+Choice = Literal["all", "healthy", "lesions", "largest"]
+CHOICES: tuple[Choice, ...] = ("all", "healthy", "lesions", "largest")
+"""Slices: all that the card cuts, those without a lesion, those with one, of each scan the one with the largest."""
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 IDENTITY = "identity"
 
@@ -41,6 +54,12 @@ def _fractions(value: tuple[float, float]) -> tuple[float, float]:
     return value
 
 
+def _first_last(value: tuple[int, int] | None) -> tuple[int, int] | None:
+    if value is not None and not 0 <= value[0] <= value[1]:
+        raise ValueError("must be [first, last], two voxel indices, 0 <= first <= last")
+    return value
+
+
 class Slices(Settings):
     """How slices are cut from a volume in closest-canonical RAS.
 
@@ -50,6 +69,8 @@ class Slices(Settings):
     pixel_mm: in-plane pixel; null keeps the voxels as they are (never resampled).
     count:    slices per scan, evenly spread over `range`; `all` keeps every slice.
     range:    part of the brain's extent across the slices that is used, as fractions.
+    at:       [first, last] of the slices that are used, in voxels of the file from inferior (coronal: posterior,
+              sagittal: left), both included; in place of `range`.
     """
 
     plane: Literal["coronal", "axial", "sagittal"] = "coronal"
@@ -57,6 +78,15 @@ class Slices(Settings):
     pixel_mm: float | None = Field(None, ge=0.1, le=10)
     count: Annotated[int | Literal["all"], PlainValidator(_count)] = "all"
     range: Annotated[tuple[float, float], AfterValidator(_fractions)] = (0.0, 1.0)
+    at: Annotated[tuple[int, int] | None, AfterValidator(_first_last)] = None
+
+    @model_serializer(mode="wrap")
+    def _said(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """`at` only where it is used: cards that do not know it keep their stages' keys."""
+        said: dict[str, Any] = handler(self)
+        if self.at is None:
+            said.pop("at", None)
+        return said
 
 
 class Intensity(Settings):
@@ -197,6 +227,8 @@ class NiftiSite(Settings):
     subjects:   table of who was scanned. same_subject: lists of scans of one person.
     exclude:    scans to leave out. scans: at most so many (whole subjects, chosen by hash).
     cohort:     sites with one cohort share subjects' names; default: the site alone.
+    modality:   of this site's scans, where it is not the card's.
+    healthy:    nobody here has a lesion: no labels are needed. Only where the card's labels are `lesions`.
     of, shift:  `of: OTHER` takes OTHER's scans; `shift` changes them. See `Shift`.
     """
 
@@ -209,21 +241,35 @@ class NiftiSite(Settings):
     exclude: list[str] = Field(default_factory=list)
     scans: int | None = Field(None, ge=3)
     cohort: str | None = None
+    modality: str | None = None
+    healthy: bool = False
     of: str | None = None
     shift: Shift | None = None
 
 
 class PhantomSite(Settings):
-    """One site of the phantom. scans: how many; null takes the paper's number."""
+    """One site of the phantom. scans: how many; null takes the paper's number.
+
+    The others go with a card's `lesions: true`:
+    disease:  what its people have: none, stroke, tumour, wmh (hyperintense white matter), or mixed (one of the three).
+    cohort:   sites with one cohort image the same people, with the same lesions; default: the site alone.
+    modality: T1w, T1CE, T2w or FLAIR, where it is not the card's.
+    scanner:  whose protocol images them: BRATS, IXI, ATLAS or one of the seven adult sites; default BRATS.
+    """
 
     scans: int | None = Field(None, ge=3)
+    disease: Literal["none", "stroke", "tumour", "wmh", "mixed"] = "none"
+    cohort: str | None = None
+    modality: str | None = None
+    scanner: str | None = None
 
 
 class BaseCard(Settings):
     """What every card has.
 
     access tells how to get the data. age_unit: of every age of the data set; years of life, or weeks of
-    postmenstrual age. scans: at most so many scans per site (whole subjects, chosen by hash).
+    postmenstrual age. scans: at most so many scans per site (whole subjects, chosen by hash). modality: T1w, T1CE, T2w,
+    FLAIR, or any other word. lesions: the labels are lesions; any value above 0 is one.
     """
 
     id: str = Field(pattern=NAME)
@@ -236,6 +282,7 @@ class BaseCard(Settings):
     access: str
     notes: str = ""
     labels: LabelTable | None = None
+    lesions: bool = False
     slices: Slices = Slices()
     split: SplitRule = SplitRule()
     scans: int | None = Field(None, ge=3)
@@ -256,7 +303,9 @@ class BaseCard(Settings):
 class PhantomCard(BaseCard):
     """Simulated scans; see harness/phantom.
 
-    population: adults, T1w; or newborns, T1w or T2w by `modality`, with ages in weeks.
+    population: adults, T1w; or newborns, T1w or T2w by `modality`, with ages in weeks. With `lesions`, sites of adults
+    say which disease their people have and at which contrast they are imaged.
+    intensity: the percentile of the brain, over the slices that are cut, that becomes white.
     anatomies: folder below the data root with label maps (15 groups, 1 mm) of real people, in place of the
     deformed template; each is then a subject scanned at every site.
     """
@@ -266,13 +315,17 @@ class PhantomCard(BaseCard):
     population: Literal["adult", "neonatal"] = "adult"
     sites: dict[str, PhantomSite | None] = Field(min_length=1)
     seed: int = 0
+    intensity: Intensity = Intensity()
     anatomies: str | None = None
+
+
+Millimetres = Annotated[float, Field(ge=0.05, le=20)]
 
 
 class NiftiCard(BaseCard):
     """Scans in NIfTI, Analyze or MGH files. most_voxels: of one volume; files that claim more are not opened."""
 
-    kind: Literal["nifti"]
+    kind: Literal["nifti", "png"]  # a PngCard narrows it
     sites: dict[str, NiftiSite] = Field(min_length=1)
     intensity: Intensity = Intensity()
     most_voxels: int = Field(MOST_VOXELS, ge=1, le=2**40)
@@ -282,8 +335,20 @@ class NiftiCard(BaseCard):
         return self.sites[site].of or site
 
 
-Card = PhantomCard | NiftiCard
-KINDS: dict[str, type[PhantomCard] | type[NiftiCard]] = {"phantom": PhantomCard, "nifti": NiftiCard}
+class PngCard(NiftiCard):
+    """Slices in PNG or JPEG files, 8 or 16 bits of grey. A site's patterns may have the field {slice}.
+
+    slices.plane says how they lie, row 0 superior (axial: anterior), column 0 left (sagittal: posterior); `at` and
+    `pixel_mm` do not apply, as nothing is resampled. spacing: mm along (slice, row, column).
+    """
+
+    kind: Literal["png"]
+    intensity: Intensity = Intensity(percentile=None)
+    spacing: tuple[Millimetres, Millimetres, Millimetres] = (1.0, 1.0, 1.0)
+
+
+Card = PhantomCard | NiftiCard | PngCard
+KINDS: dict[str, type[Card]] = {"phantom": PhantomCard, "nifti": NiftiCard, "png": PngCard}
 
 
 # ----------------------------------------------------------------------------------------- cross-checks
@@ -302,13 +367,17 @@ def cross_check(card: Card) -> Iterator[tuple[Where, str]]:
     if abs(total - 1) > 1e-6:
         yield ("split",), f"train, validation and test sum to {total:g}; make them sum to 1"
     yield from _check_amounts(card)
+    if card.slices.at is not None and card.slices.range != (0.0, 1.0):
+        yield ("slices", "at"), "at and range both say which slices are used; drop one (range: [0, 1])"
     if card.labels is not None:
         yield from _check_labels(card.labels)
     if isinstance(card, PhantomCard):
         yield from _check_phantom(card)
-    else:
-        for name, site in card.sites.items():
-            yield from _check_site(card, name, site)
+        return
+    if isinstance(card, PngCard):
+        yield from _check_pngs(card)
+    for name, site in card.sites.items():
+        yield from _check_site(card, name, site)
 
 
 def _check_amounts(card: Card) -> Iterator[tuple[Where, str]]:
@@ -350,7 +419,17 @@ def _check_phantom(card: PhantomCard) -> Iterator[tuple[Where, str]]:
         if seen < needed:
             yield ("slices", "size"), f"size × pixel_mm is {seen:g} mm; a brain needs {needed:g} mm or more"
     contrasts, unit = (("T1w", "T2w"), "weeks") if newborns else (("T1w",), "years")
-    if card.modality not in contrasts:
+    if card.slices.at is not None:
+        yield ("slices", "at"), "the phantom has no voxels to count; write range: [first, last], as fractions"
+    if card.intensity.percentile is None:
+        yield ("intensity",), "a phantom's images have no grey levels of their own; write {percentile: 99.5}, or max"
+    if not card.lesions:
+        for name, entry in card.sites.items():
+            for field in sorted((entry.model_fields_set if entry else set()) - {"scans"}):
+                yield ("sites", name, field), f"{field} goes with patients; write lesions: true in the card, or drop it"
+    if card.lesions:
+        yield from _check_patients(card)
+    elif card.modality not in contrasts:
         what = f"the {card.population} phantom has no {card.modality!r}; write {' or '.join(contrasts)}"
         yield ("modality",), what
     if card.age_unit != unit:
@@ -363,6 +442,34 @@ def _check_phantom(card: PhantomCard) -> Iterator[tuple[Where, str]]:
             yield ("anatomies",), trouble
 
 
+def _check_patients(card: PhantomCard) -> Iterator[tuple[Where, str]]:
+    from harness.phantom.scanners import CONTRASTS
+
+    if card.population != "adult":
+        yield ("lesions",), "lesions grow in adults only; write population: adult"
+    if card.anatomies is not None:
+        yield ("anatomies",), "lesions grow in the simulated people only; drop anatomies, or lesions"
+    diseases: dict[str, tuple[str, str]] = {}
+    for name, entry in card.sites.items():
+        site = entry or PhantomSite()
+        contrast = site.modality or card.modality
+        if contrast not in CONTRASTS:
+            at = ("sites", name, "modality") if site.modality else ("sites", name)
+            yield at, f"the phantom has no contrast {contrast!r}; give modality: {', '.join(CONTRASTS)}"
+        first, disease = diseases.setdefault(site.cohort or name, (name, site.disease))
+        if disease != site.disease:
+            what = f"{first} has the same people, and disease {disease}; write the same, or another cohort"
+            yield ("sites", name, "disease"), what
+
+
+def _check_pngs(card: PngCard) -> Iterator[tuple[Where, str]]:
+    if card.slices.pixel_mm is not None:
+        what = "PNG slices are never resampled; drop pixel_mm, and set spacing: to the size of a pixel"
+        yield ("slices", "pixel_mm"), what
+    if card.slices.at is not None:
+        yield ("slices", "at"), "PNG slices are chosen by their names; write the pattern narrower, or use range"
+
+
 def _check_site(card: NiftiCard, name: str, site: NiftiSite) -> Iterator[tuple[Where, str]]:
     at: Where = ("sites", name)
     if site.of is not None:
@@ -372,11 +479,12 @@ def _check_site(card: NiftiCard, name: str, site: NiftiSite) -> Iterator[tuple[W
         yield at, "image is missing; give a path pattern, or `of:` another site"
         return
     fields = layout.fields_of(site.image)
+    known = (*layout.FIELDS, "slice") if isinstance(card, PngCard) else layout.FIELDS
     for role in ("image", "label", "mask"):
         pattern = getattr(site, role)
         if pattern is None:
             continue
-        trouble = layout.pattern_trouble(pattern)
+        trouble = layout.pattern_trouble(pattern, known)
         if trouble is None and role != "image" and not layout.fields_of(pattern) <= fields:
             trouble = f"uses fields that image does not have; it has {', '.join(sorted(fields)) or 'none'}"
         if trouble is None and role == "image" and not fields & {"scan", "subject"}:
@@ -385,12 +493,16 @@ def _check_site(card: NiftiCard, name: str, site: NiftiSite) -> Iterator[tuple[W
             yield (*at, role), f"{role}: {trouble}"
     if site.subjects is not None:
         yield from _check_table((*at, "subjects"), site.subjects, fields)
+    if site.healthy and not card.lesions:
+        yield (*at, "healthy"), "healthy says that nobody has a lesion; write lesions: true in the card, or drop it"
+    if site.healthy and site.label is not None:
+        yield (*at, "healthy"), "a healthy site needs no label; drop label, or healthy"
     if site.label is not None:
         if card.labels is None:
             yield (*at, "label"), "the card has no labels table; add labels: and name the groups"
         elif site.grouping != IDENTITY and site.grouping not in card.labels.groupings:
-            known = [IDENTITY, *card.labels.groupings]
-            yield (*at, "grouping"), f"unknown grouping {site.grouping!r}{did_you_mean(site.grouping, known)}"
+            groupings = [IDENTITY, *card.labels.groupings]
+            yield (*at, "grouping"), f"unknown grouping {site.grouping!r}{did_you_mean(site.grouping, groupings)}"
     yield from _check_twice(at, site.same_subject)
 
 
@@ -415,7 +527,7 @@ def _check_copy(card: NiftiCard, name: str, site: NiftiSite) -> Iterator[tuple[W
         yield (*at, "of"), f"unknown site {site.of!r}{did_you_mean(site.of or '', others)}"
     elif base.of is not None:
         yield (*at, "of"), f"{site.of} is itself a copy; write of: {base.of}"
-    for field in site.model_fields_set - {"of", "shift"}:
+    for field in sorted(site.model_fields_set - {"of", "shift"}):
         yield (*at, field), f"{field} comes from {site.of}; only shift: goes with of:"
     if site.shift is None:
         yield at, f"is an unchanged copy of {site.of}; add shift: and say what changes"

@@ -109,11 +109,15 @@ class Cut:
     extent: tuple[float, float]
 
     @classmethod
-    def of(cls, mask: Bool, voxel: tuple[float, float, float], slices: Slices) -> Cut:
-        """The cut of a volume. Raises ValueError for an empty mask."""
+    def of(cls, mask: Bool, voxel: tuple[float, float, float], slices: Slices, start: Sequence[int] = (0, 0, 0)) -> Cut:
+        """The cut of a volume. start: place of the mask's first voxel in its file, which `slices.at` counts from.
+
+        Raises ValueError for an empty mask, or where `slices.at` misses the brain.
+        """
         axis, row, column = _AXES[slices.plane]
         low, high = brain_box(mask)
-        taken = _indexes(low[axis], high[axis], slices)
+        before = start[axis]
+        taken = tuple(i - before for i in _indexes(low[axis] + before, high[axis] + before, slices))
         step = (taken[-1] - taken[0]) / max(len(taken) - 1, 1) or 1.0
         pixel = [slices.pixel_mm or voxel[a] for a in (row, column)]
         scale = [p / voxel[a] for p, a in zip(pixel, (row, column), strict=True)]
@@ -176,8 +180,13 @@ def brain_box(mask: Bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 def _indexes(low: int, high: int, slices: Slices) -> tuple[int, ...]:
     """Slices taken from low..high-1: those in the middle of `count` equal parts of the range, each once."""
-    first = low + slices.range[0] * (high - low)
-    last = low + slices.range[1] * (high - low)
+    if slices.at is not None:
+        first, last = float(max(low, slices.at[0])), float(min(high, slices.at[1] + 1))
+        if first >= last:
+            raise ValueError(f"slices.at {list(slices.at)} lies outside the brain, {low} to {high - 1}")
+    else:
+        first = low + slices.range[0] * (high - low)
+        last = low + slices.range[1] * (high - low)
     if slices.count == "all":
         return tuple(range(int(np.ceil(first - 0.5)), int(np.ceil(last - 0.5)))) or (int((first + last) / 2),)
     middles = first + (np.arange(slices.count) + 0.5) * (last - first) / slices.count

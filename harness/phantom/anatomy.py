@@ -41,8 +41,8 @@ Float = npt.NDArray[np.float32]
 
 def render_anatomy(subject: Subject, geometry: Geometry) -> AnatomySlices:
     """The subject's brain on the geometry. Depends on the subject's seed, age and sex only."""
-    source, deform, folding = template(), warp(subject), _folding(subject)
-    return cut(source, _head(subject), lambda q: _shares(source, q + deform.at(q), q, folding), geometry)
+    person = Individual.of(subject)
+    return cut(template(), person.head, person.shares, geometry)
 
 
 def anatomy_from_labels(path: str | Path, geometry: Geometry) -> AnatomySlices:
@@ -120,6 +120,23 @@ def _folding(subject: Subject) -> Folding:
     csf = 0.25 + 0.007 * max(subject.age - 20.0, 0.0) + 0.10 * person[1]
     log_odds = np.stack([0.45 * noise[0] + np.float32(white), 0.40 * noise[1] + np.float32(csf)])
     return Folding(log_odds.astype(np.float32), pushes.origin)
+
+
+@dataclass(frozen=True, eq=False)
+class Individual:
+    """One adult's brain before it is cut: head, warp and folding."""
+
+    head: Head
+    deform: Warp
+    folding: Folding
+
+    @classmethod
+    def of(cls, subject: Subject) -> Individual:
+        return cls(_head(subject), warp(subject), _folding(subject))
+
+    def shares(self, points: Float) -> Float:
+        """Share of every label, background first, at points [3, N] in mm of the template, before the warp; [15, N]."""
+        return _shares(template(), points + self.deform.at(points), points, self.folding)
 
 
 # ---------------------------------------------------------------------------------------- the sampling

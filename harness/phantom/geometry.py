@@ -92,9 +92,10 @@ SMALL = Geometry(size=96, pixel_mm=2.0, slices=12, first_mm=-60.0, last_mm=28.0)
 class AnatomySlices:
     """One brain on a geometry, before any scanner has seen it.
 
-    labels: [n, H, W] uint8, the data set's labels, 0 outside the brain. fractions: [C, n, H, W] float16, each
-    compartment's share of the pixel (background first), summing to 1; the sites' tissues name compartments 1 to C-1.
-    An adult's compartments are its 15 labels. mask: [n, H, W] bool, labels > 0. spacing: (slice, row, column) in mm.
+    labels: [n, H, W] uint8, the data set's labels, 0 outside the brain (of patients: outside lesions). fractions:
+    [C, n, H, W] float16, each compartment's share of the pixel (background first), summing to 1; the sites' tissues
+    name compartments 1 to C-1. An adult's compartments are its 15 labels. mask: [n, H, W] bool, the brain. spacing:
+    (slice, row, column) in mm.
     """
 
     labels: npt.NDArray[np.uint8]

@@ -26,12 +26,16 @@ TEXTURE_MM = 1.2  # its correlation length: sigma, 1 to 1.2 voxels
 
 
 def render(
-    anatomy: AnatomySlices, site: Site, seed: int, tissues: tuple[Tissue, ...] | None = None
+    anatomy: AnatomySlices,
+    site: Site,
+    seed: int,
+    tissues: tuple[Tissue, ...] | None = None,
+    percentile: float = 99.5,
 ) -> npt.NDArray[np.uint8]:
     """Image `anatomy` at `site`: [n, H, W] uint8, exactly 0 outside the brain and 1..255 inside.
 
     `seed` is the subject's seed; `tissues` its relaxation times, the site's by default. Intensities are scaled as in
-    practice: the volume's 99.5th percentile inside the brain becomes 255. Raises ValueError when no slice holds any
+    practice: the volume's `percentile` inside the brain becomes 255. Raises ValueError when no slice holds any
     brain.
     """
     if not anatomy.mask.any():
@@ -53,7 +57,7 @@ def render(
         clean = mix(anatomy.fractions[:, index], levels)
         clean *= 1 + TEXTURE * _texture(person, clean.shape, TEXTURE_MM / pixel)
         image[index] = _acquire(clean * field[index], site, pixel, scan, anatomy.plane)
-    return _quantise(image, anatomy.mask)
+    return _quantise(image, anatomy.mask, percentile)
 
 
 def mix(fractions: npt.NDArray, levels: npt.ArrayLike) -> Float:
@@ -131,8 +135,8 @@ def _resampling(n: int, pixel_mm: float, voxel_mm: float) -> tuple[Float, Float]
     return weights(voxels, pixels), weights(pixels, voxels)
 
 
-def _quantise(image: Float, mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
-    """8 bits: the brain's 99.5th percentile becomes 255, the brain is at least 1, the rest is 0."""
-    top = float(np.percentile(image[mask], 99.5))
+def _quantise(image: Float, mask: npt.NDArray[np.bool_], percentile: float) -> npt.NDArray[np.uint8]:
+    """8 bits: the brain's percentile becomes 255, the brain is at least 1, the rest is 0."""
+    top = float(np.percentile(image[mask], percentile))
     levels = np.clip(np.rint(image * (255 / top)), 1, 255)
     return np.where(mask, levels, 0).astype(np.uint8)

@@ -45,6 +45,13 @@ def test_built_in_cards_load_and_name_their_groups() -> None:
         "phantom_neonatal_t2": 9,
         "neonatal_t1": 36,
         "neonatal_t2": 36,
+        "phantom_s1": 6,
+        "phantom_s2": 6,
+        "ixi_atlas": 2,
+        "atlas_t1": 2,
+        "brats21": 2,
+        "lesion_folder": 2,
+        "png_folder": 2,
     }
     assert set(card_ids()) == set(groups)
     for card_id in card_ids():

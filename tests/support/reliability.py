@@ -45,6 +45,7 @@ ROWS: tuple[tuple[str, str], ...] = (
     ("a plugin writes to stdout", "through Python and past it"),
     ("fuzzed benchmark files", "Hypothesis: no traceback, no hang"),
     ("fuzzed data set cards", "Hypothesis: no traceback, no hang"),
+    ("fuzzed PNG files", "Hypothesis: no traceback, no hang"),
     ("fuzzed NIfTI files", "atheris, coverage-guided: refused or read, no traceback, no hang"),
 )
 """Every row of the table, in its order: what happens, and how it is brought about."""
