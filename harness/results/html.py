@@ -6,26 +6,23 @@ embedded as images, in which nothing can run.
 
 from __future__ import annotations
 
-import base64
 import json
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from matplotlib.figure import Figure
 
 from harness.engine.store import write_atomically
-from harness.metrics.catalogue import METRICS
+from harness.metrics.catalogue import METRICS, ranked
 from harness.results import (
     ablation,
     aggregate,
+    anomaly_figures,
+    anomaly_tables,
     effects,
     exhibits,
     figures,
@@ -40,6 +37,7 @@ from harness.results.combined import Combined
 from harness.results.exhibits import Panel
 from harness.results.leaderboard import Leaderboard
 from harness.results.published import Beside, Published
+from harness.results.shown import Shown
 from harness.results.significance import p_text
 
 TEMPLATES = Path(__file__).parent
@@ -48,33 +46,6 @@ MOST_SAMPLES = 16
 MOST_VARIANTS = 12
 MOST_ADAPTATIONS = 4
 MOST_CURVES = 24
-
-
-@dataclass(frozen=True)
-class Shown:
-    """A figure of the report: its name as a file, its caption, and the figure."""
-
-    name: str
-    section: str
-    caption: str
-    figure: Figure
-    raster: bool = False
-
-    @property
-    def file(self) -> str:
-        """File name: what is no letter, digit or "-" becomes "_"."""
-        return re.sub(r"[^\w\-]", "_", self.name, flags=re.ASCII) + (".png" if self.raster else ".svg")
-
-    @cached_property
-    def data(self) -> bytes:
-        """The figure as PNG or SVG."""
-        return figures.png(self.figure, 110) if self.raster else figures.svg(self.figure)
-
-    @property
-    def uri(self) -> str:
-        """The figure as a data: URI."""
-        kind = "png" if self.raster else "svg+xml"
-        return f"data:image/{kind};base64,{base64.b64encode(self.data).decode()}"
 
 
 def write_report(folder: Path, path: Path, against: Sequence[Published] = ()) -> Path:
@@ -118,12 +89,13 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"p": p_text, "when": _when, "duration": _duration, "setting": _setting}
+    environment.globals |= {"cost": anomaly_tables.cost_text, "meanings": anomaly_tables.MEANINGS}
     return environment
 
 
 def render(board: Leaderboard, shown: list[Shown], records: int, beside: Sequence[Beside] = ()) -> str:
     """The report as HTML text; `records` is the number of records it rests on."""
-    info = board.info
+    info, sections = board.info, {item.section for item in shown}
     return (
         _environment()
         .get_template("report.html.j2")
@@ -131,6 +103,9 @@ def render(board: Leaderboard, shown: list[Shown], records: int, beside: Sequenc
             beside=beside,
             caution=published.caution(board),
             board=board,
+            anomaly=board.anomaly,
+            mapped=[s for s in (board.anomaly.settings if board.anomaly else ()) if f"maps {s}" in sections],
+            columns=_columns(board),
             info=info,
             metrics=METRICS,
             shown=shown,
@@ -150,17 +125,26 @@ def render(board: Leaderboard, shown: list[Shown], records: int, beside: Sequenc
 def all_figures(folder: Path, board: Leaderboard, table: pl.DataFrame) -> Iterator[Shown]:
     """Every figure that the folder's data allow, in the order of the report."""
     names = [row.method for row in board.rows]
-    yield from _matrices(board, table, names)
+    curves = exhibits.read_curves(folder)
+    if board.anomaly:
+        yield from _ranks(board)
+        yield from _effects(board, curves, names)
+        yield from anomaly_figures.all_figures(folder, board)
+    else:
+        yield from _matrices(board, table, names)
+        yield from _ranks(board)
+        yield from _effects(board, curves, names)
+        yield from _histograms(exhibits.read_histograms(folder), names)
+        panels = exhibits.read_panels(folder)
+        yield from _samples(panels, names)
+        yield from _panels(panels, names, board.info.dataset.label_names)
+    yield from _curves(curves, "training site" if board.anomaly else "source, target")
+
+
+def _ranks(board: Leaderboard) -> Iterator[Shown]:
     if board.ranks and len(board.ranks.mean_ranks) > 1:
         caption = "Mean ranks, best at the left. A bar joins methods that differ by less than the critical difference."
         yield Shown("critical-difference", "ranks", caption, figures.critical_difference(board.ranks))
-    curves = exhibits.read_curves(folder)
-    yield from _effects(board, curves, names)
-    yield from _histograms(exhibits.read_histograms(folder), names)
-    panels = exhibits.read_panels(folder)
-    yield from _samples(panels, names)
-    yield from _panels(panels, names, board.info.dataset.label_names)
-    yield from _curves(curves)
 
 
 def _matrices(board: Leaderboard, table: pl.DataFrame, names: list[str]) -> Iterator[Shown]:
@@ -182,7 +166,8 @@ def _effects(board: Leaderboard, curves: pl.DataFrame, names: list[str]) -> Iter
     for method, rows in effects.families(board):
         if info.sweep and len(rows) > MOST_VARIANTS:  # the ablation shows them better
             continue
-        caption = f"Variants of {method}, the baseline, and the in-domain level; 95 % intervals over subjects."
+        beside = " and the baseline" if board.anomaly else ", the baseline, and the in-domain level"
+        caption = f"Variants of {method}{beside}; 95 % intervals over subjects."
         yield Shown(f"components-{method}", "components", caption, effects.components(board, rows))
     traced = effects.adaptations(board, curves)
     for number, (method, rules) in enumerate(traced[:MOST_ADAPTATIONS], 1):
@@ -242,14 +227,22 @@ def _spread(pairs: list[tuple[str, str, str, int]]) -> list[tuple[str, str, str,
     return found
 
 
-def _curves(table: pl.DataFrame) -> Iterator[Shown]:
+def _curves(table: pl.DataFrame, places: str) -> Iterator[Shown]:
     keys = table.select("method", "stage", "name").unique(maintain_order=True)
     if keys.is_empty():
         return
     some = table.join(keys.head(MOST_CURVES), on=["method", "stage", "name"], how="semi", maintain_order="left")
     more = "" if len(keys) <= MOST_CURVES else f" The first {MOST_CURVES} of {len(keys)}; all are in curves.parquet."
-    caption = f"Training curves, one line per source, target and seed.{more}"
+    caption = f"Training curves, one line per {places} and seed.{more}"
     yield Shown("curves", "curves", caption, figures.curves(some))
+
+
+def _columns(board: Leaderboard) -> tuple[str, ...]:
+    """Metrics of the leaderboard's table. Where every metric has a table of its own, those that count in ranks."""
+    if board.anomaly is None:
+        return board.metrics
+    principal = {board.info.headline, *(board.info.rank_metrics or ranked(board.metrics))}
+    return tuple(m for m in board.metrics if m in principal)
 
 
 def _by_metric(board: Leaderboard) -> Mapping[str, list[Any]]:

@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from harness.metrics.catalogue import METRICS, ranked
-from harness.results import aggregate, records, runinfo
+from harness.metrics.catalogue import METRICS
+from harness.results import aggregate, anomaly_tables, board_notes, records, runinfo
 from harness.results.aggregate import Failure
+from harness.results.anomaly_sizes import BINNED, MARK
+from harness.results.anomaly_tables import COSTS, BySetting
 from harness.results.runinfo import RunInfo
-from harness.results.significance import LEVEL, Comparison, RankTest, compare, intervals, rank_test
-
-MARK = "†"
-"""Stands beside a mean over fewer cells than expected."""
+from harness.results.significance import Comparison, RankTest, compare, intervals, rank_test
 
 
 @dataclass(frozen=True)
 class Score:
     """One metric of one method over its off-diagonal cells; values in the unit of the records.
 
-    mean, sd: over source–target pairs, population SD; None without a value. low, high: 95 % interval of the mean,
-    None where it is not defined. seed_sd: over seeds; None with one seed. in_domain: mean over the diagonal cells,
-    None where the method was not run there. The counts are cells (seed, source, target), `penalised` is records.
+    mean, sd: over source–target pairs, population SD; None without a value, sd also in an anomaly benchmark of one
+    setting. low, high: 95 % interval of the mean, None where it is not defined. seed_sd: over seeds; None with one
+    seed. in_domain: mean over the diagonal cells, None where the method was not run there. The counts are cells
+    (seed, source, target), `penalised` is records.
     """
 
     metric: str
@@ -56,11 +56,16 @@ class Score:
 
     @property
     def text(self) -> str:
-        """Mean ± SD as tables show it, marked if incomplete; "–" where not applicable, "failed" without a value."""
+        """Mean ± SD as tables show it, marked if incomplete; "–" where not applicable, "failed" without a value.
+
+        The SD over seeds stands where there is none over pairs, and nothing where there is neither.
+        """
         info = METRICS[self.metric]
         if self.mean is None:
             return "failed" if self.failed + self.blocked + self.absent else "–"
-        return f"{info.text(self.mean)} ± {info.text(self.sd)}" + ("" if self.complete else MARK)
+        sd = self.seed_sd if self.sd is None else self.sd
+        spread = "" if sd is None else f" ± {info.text(sd)}"
+        return info.text(self.mean) + spread + ("" if self.complete else MARK)
 
     @property
     def interval_text(self) -> str:
@@ -97,7 +102,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Leaderboard:
-    """Rows best first by the headline metric; rows with missing cells come after all complete ones."""
+    """Rows best first by the headline metric; rows with missing cells come after all complete ones.
+
+    anomaly: what the means over settings are made of; None for a track whose cells have a source and a target.
+    """
 
     info: RunInfo
     rows: tuple[Row, ...]
@@ -105,12 +113,19 @@ class Leaderboard:
     comparisons: tuple[Comparison, ...]
     failures: tuple[Failure, ...]
     notes: tuple[str, ...]
+    anomaly: BySetting | None = None
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Metrics that at least one row has, the headline first."""
+        """Metrics that at least one row has, the headline first; those of bins have no mean that says anything."""
+        headline = self.info.headline
         seen = [m for m in self.info.metrics if any(row.scores[m].applicable for row in self.rows)]
-        return tuple(sorted(seen, key=lambda m: m != self.info.headline))
+        return tuple(sorted((m for m in seen if m == headline or m not in BINNED), key=lambda m: m != headline))
+
+    @property
+    def score_metrics(self) -> tuple[str, ...]:
+        """Those of the metrics that are no costs, unless one is the headline."""
+        return tuple(m for m in self.metrics if m == self.info.headline or m not in COSTS)
 
     @property
     def traits(self) -> tuple[str, ...]:
@@ -141,6 +156,7 @@ class Leaderboard:
             "comparisons": [asdict(comparison) for comparison in self.comparisons],
             "failures": [asdict(failure) for failure in self.failures],
             "notes": list(self.notes),
+            **(self.anomaly.as_json() if self.anomaly else {}),
         }
 
 
@@ -151,24 +167,45 @@ def build(folder: Path) -> Leaderboard:
 
 def build_from(info: RunInfo, table: pl.DataFrame) -> Leaderboard:
     """The leaderboard of records already read."""
+    by_setting = anomaly_tables.build(info, table)
+    table = records.of_processing(table, info.processing)
     names = [method.name for method in info.methods]
     names += sorted(set(table["method"].unique()) - set(names))
     metrics = tuple(dict.fromkeys((*info.metrics, *table["metric"].unique().sort())))
     info = info.model_copy(update={"metrics": metrics})
     scores = _scores(table, names, metrics)
+    if by_setting and len(by_setting.settings) == 1:
+        scores = _of_one_setting(scores, by_setting)
     oracles = {method.name for method in info.methods if method.oracle}
     fair = [name for name in names if name not in oracles]
     best = {m: min(_best({n: scores[n][m] for n in fair}, m), key=names.index, default=None) for m in metrics}
     ranks = rank_test(table.filter(~pl.col("method").is_in(oracles)), fair, info.rank_metrics)
+    if ranks and by_setting:
+        ranks = replace(ranks, unit="setting, metric")
     ordered = sorted(names, key=lambda name: (name in oracles, *_place(scores[name][info.headline], info.headline)))
     fates = aggregate.cell_fates(table)
     rows = tuple(
         _row(None if name in oracles else i, name, info, list(fates.get(name, {}).values()), scores[name], ranks)
         for i, name in enumerate(ordered, 1)
     )
-    comparisons = compare(table, [n for n in ordered if n in fair], metrics, best, info.baseline)
+    # Neither costs nor means over bins are worth a test.
+    tested = [m for m in metrics if not by_setting or (METRICS[m].counts and m not in BINNED)]
+    comparisons = compare(table, [n for n in ordered if n in fair], tested, best, info.baseline)
     failures = aggregate.failures(table)
-    return Leaderboard(info, rows, ranks, comparisons, failures, _notes(info, rows, ranks, failures))
+    notes = board_notes.notes_of(info, rows, ranks, failures, by_setting)
+    return Leaderboard(info, rows, ranks, comparisons, failures, notes, by_setting)
+
+
+def _of_one_setting(scores: dict[str, dict[str, Score]], by_setting: BySetting) -> dict[str, dict[str, Score]]:
+    """The same without a spread over settings, which one has not, and with the setting's own intervals."""
+    found: dict[str, dict[str, Score]] = {}
+    for name, own in scores.items():
+        found[name] = {}
+        for metric, score in own.items():
+            entry = by_setting.entry(metric, name)
+            low, high = (entry.low, entry.high) if entry else (score.low, score.high)
+            found[name][metric] = replace(score, sd=None, low=low, high=high)
+    return found
 
 
 def _scores(table: pl.DataFrame, names: list[str], metrics: tuple[str, ...]) -> dict[str, dict[str, Score]]:
@@ -231,40 +268,3 @@ def _row(
         failed_cells=sum(fates),
         oracle=position is None,
     )
-
-
-def _notes(
-    info: RunInfo, rows: tuple[Row, ...], ranks: RankTest | None, failures: tuple[Failure, ...]
-) -> tuple[str, ...]:
-    notes = [
-        "mean ± SD over source→target pairs, in-domain cells left out; population SD"
-        + ("; seeds are averaged within a pair first" if len(info.seeds) > 1 else "")
-    ]
-    if info.dataset.model_dump().get("age_unit") == "years" and {"mae", "mse"} & set(info.metrics):
-        notes.append("ages of this data set are in years: read years where MAE and MSE say weeks")
-    if oracles := [row.method for row in rows if row.oracle]:
-        notes.append(f"oracle, chosen by the labels it is scored on: an upper bound, not ranked: {', '.join(oracles)}")
-    incomplete = sorted({row.method for row in rows for s in row.scores.values() if s.applicable and not s.complete})
-    if incomplete:
-        notes.append(
-            f"{MARK} mean over fewer cells than expected, not comparable, listed after the complete rows: "
-            + ", ".join(incomplete)
-        )
-    if failures:
-        cells = {(f.method, f.source, f.target, f.seed) for f in failures}
-        some = "1 cell has" if len(cells) == 1 else f"{len(cells)} cells have"
-        notes.append(f"{some} failed, been blocked or left no record; each is listed with its error")
-    counted = ranked(info.metrics)
-    penalised = sum(s.penalised for row in rows for s in row.scores.values() if s.metric in counted)
-    if penalised:
-        notes.append(f"{penalised} values are the penalty for a structure that is in the label or the prediction only")
-    if ranks:
-        notes.extend(ranks.notes)
-    elif len(rows) > 1:
-        notes.append("no mean ranks: no setting (source, target, metric) was scored for two or more methods")
-    if any(s.low is not None for row in rows for s in row.scores.values()):
-        notes.append(
-            f"{100 * (1 - LEVEL):.0f} % intervals of the mean: BCa bootstrap over subjects within their sites; "
-            "sites themselves are not resampled"
-        )
-    return tuple(notes)

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.metrics.catalogue import METRICS, ranked
+from harness.results import anomaly_terminal
 from harness.results.aggregate import grouped
 from harness.results.combined import Combined
 from harness.results.leaderboard import Leaderboard, Row
@@ -29,6 +30,9 @@ def show(board: Leaderboard, console: Console) -> None:
     metrics, left_out = _fitting(board, min(WIDTH, console.width))
     console.print(_title(board))
     console.print(_table(board, metrics, plain=console.options.ascii_only))
+    for title, table in anomaly_terminal.tables(board, min(WIDTH, console.width), console.options.ascii_only):
+        console.print(Text(title, style="bold"), width=min(WIDTH, console.width))
+        console.print(table)
     for line in _footnotes(board, left_out):
         console.print(Text(line, style="dim"), soft_wrap=False, width=min(WIDTH, console.width))
     _show_failures(board, console)
@@ -158,7 +162,10 @@ def show_beside(shown: Sequence[Beside], caution: str, console: Console) -> None
 def _title(board: Leaderboard) -> Text:
     data = board.info.dataset
     title = Text(board.info.benchmark, style="bold")
-    title.append(f"  {data.name}, {len(board.info.sites)} sites, {board.info.track}", style="dim")
+    places = f"{len(board.info.sites)} sites"
+    if board.anomaly:
+        places = f"{len(board.anomaly.settings)} setting{'s' if len(board.anomaly.settings) != 1 else ''}"
+    title.append(f"  {data.name}, {places}, {board.info.track}", style="dim")
     if data.simulated:
         title.append("  SIMULATED DATA", style="bold yellow")
     return title
@@ -167,7 +174,10 @@ def _title(board: Leaderboard) -> Text:
 def _fitting(board: Leaderboard, width: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Metrics that fit, the headline and the ranked ones first, and those left out."""
     principal = ranked(board.metrics)
-    order = sorted(board.metrics, key=lambda m: (m != board.info.headline, m not in principal))
+    # Costs, and what is called maximum Dice, have tables of their own.
+    apart = board.anomaly.meanings(board.metrics) if board.anomaly else []
+    listed = [m for m in board.score_metrics if m == board.info.headline or m in principal or m not in apart]
+    order = sorted(listed, key=lambda m: (m != board.info.headline, m not in principal))
     names = max([len("method"), *(len(row.shown_name) for row in board.rows)])
     failed = max([len("failed"), *(len(failed_text(row)) for row in board.rows)])
     # Two blanks follow every column but the last; a trait's label has two letters, a rank at most five.
@@ -233,6 +243,8 @@ def _not_separated(board: Leaderboard) -> list[str]:
     against_best = [c for c in board.comparisons if c.metric == metric and c.kind == "best"]
     if not against_best:
         return []
+    if board.anomaly and not any(c.reachable for c in against_best):
+        return [f"{METRICS[metric].name}: one value for each setting, too few for a test to separate rows"]
     close = [c.method for c in against_best if not c.separated]
     reference = against_best[0].reference
     if not close:
