@@ -171,3 +171,55 @@ def make_task() -> TaskHandle:
 def _trained() -> State:
     ctx = Context(seed=0, device="cpu", scratch=Path(), log=lambda *_: None)  # writes nothing
     return ToyTask().train(make_material().task_data, ctx)
+
+
+# --------------------------------------------------------------------------------------------- anomalies
+
+
+@dataclass(frozen=True)
+class AnomalyMaterial:
+    """Healthy slices of two splits of one site, and slices of its third split with a bright or a dark disc each."""
+
+    images: ImageSet
+    validation: ImageSet
+    test: ImageSet
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Every array by a readable name, such as "test.pixels"."""
+        return {
+            f"{entry.name}.{name}": getattr(getattr(self, entry.name), name)
+            for entry in fields(self)
+            for name in ("pixels", "mask")
+        }
+
+    def locked(self) -> AnomalyMaterial:
+        """Itself, its arrays made read-only as those of a run are."""
+        for array in self.arrays().values():
+            array.flags.writeable = False
+        return self
+
+
+def make_anomaly_material() -> AnomalyMaterial:
+    """New, writable arrays of the same values at each call."""
+    images, validation, test = (
+        _contrast(_split("a", split, n, SOURCE_LEVELS, seed)[0], "FLAIR")
+        for split, n, seed in (("train", 4, 1), ("validation", 2, 2), ("test", 3, 5))
+    )
+    rng = np.random.default_rng(6)
+    offset = np.arange(SIZE) - (SIZE - 1) / 2
+    for i, pixels in enumerate(test.pixels):
+        row, column = rng.uniform(-9, 9, 2)
+        disc = np.hypot(offset[:, None] - row, offset - column) < rng.uniform(3, 5)
+        pixels[disc & test.mask[i]] = 20 if i % 4 == 3 else 245
+    return AnomalyMaterial(images, validation, test)
+
+
+def without_brain(images: ImageSet) -> ImageSet:
+    """A single empty slice of the same size."""
+    shape = (1, *images.pixels.shape[1:])
+    scan = replace(images.scans[0], id="empty", subject="empty", start=0, stop=1)
+    return ImageSet(np.zeros(shape, images.pixels.dtype), np.zeros(shape, bool), (scan,))
+
+
+def _contrast(images: ImageSet, modality: str) -> ImageSet:
+    return replace(images, scans=tuple(replace(scan, modality=modality) for scan in images.scans))

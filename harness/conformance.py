@@ -7,14 +7,8 @@ call too. Settings come from the method's `example()`.
 
 from __future__ import annotations
 
-import inspect
-import json
-import random
 import re
-import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,8 +17,17 @@ from typing import Any
 import numpy as np
 
 from harness._conformance_data import Material, ageless, make_material, make_task
+from harness._conformance_steps import (
+    CheckResult,
+    Step,
+    Trial,
+    random_state_kept,
+    seed_everything,
+    state_differences,
+    told,
+)
+from harness.anomaly import AnomalyDetector, Component
 from harness.api import (
-    AccessDenied,
     Adaptive,
     Context,
     Generalizer,
@@ -37,6 +40,7 @@ from harness.api import (
     TaskModel,
     TestTimeAdapter,
 )
+from harness.conformance_detectors import ComponentTrial, DetectorTrial
 from harness.contract import (
     check_ages,
     check_harmonized,
@@ -51,18 +55,7 @@ from harness.data.arrays import load_state, save_state
 __all__ = ["CheckResult", "check_harmonized", "check_method", "check_predictions", "grant_apply", "grant_fit"]
 
 TRAITS = ("source_free", "task_agnostic", "unknown_domains")
-FAMILIES = (Harmonizer, TestTimeAdapter, Generalizer, TaskModel)
-SEED = 7
-
-
-@dataclass(frozen=True)
-class CheckResult:
-    """One check. `detail` says what was wrong, "" if nothing. A failed advisory check is a warning only."""
-
-    name: str
-    passed: bool
-    detail: str
-    advisory: bool = False
+FAMILIES = (Harmonizer, TestTimeAdapter, Generalizer, TaskModel, AnomalyDetector, Component)
 
 
 def check_method(cls: type[Method]) -> list[CheckResult]:
@@ -73,9 +66,17 @@ def check_method(cls: type[Method]) -> list[CheckResult]:
     card = [CheckResult(name, not problem, problem) for name, problem in _card(cls).items()]
     if any(not r.passed for r in card if r.name in ("id", "family", "traits", "defaults")):
         return card
-    with TemporaryDirectory() as folder, _random_state_kept():
-        trial = _AugmentTrial if issubclass(cls, Generalizer) else _Trial
-        return card + trial(cls, Path(folder)).results()
+    with TemporaryDirectory() as folder, random_state_kept():
+        return card + _trial(cls, Path(folder)).results()
+
+
+def _trial(cls: type[Method], folder: Path) -> Trial | _AugmentTrial:
+    """The checks of the class's family."""
+    if issubclass(cls, Generalizer):
+        return _AugmentTrial(cls, folder)
+    if issubclass(cls, AnomalyDetector):
+        return DetectorTrial(cls, folder)
+    return ComponentTrial(cls, folder) if issubclass(cls, Component) else _Trial(cls, folder)
 
 
 def _card(cls: type[Method]) -> dict[str, str]:
@@ -104,7 +105,7 @@ def _defaults(cls: type[Method]) -> tuple[str, Method | None]:
         settings = cls()
         example = cls.example()
     except Exception as error:
-        return f"cannot be made: {_told(error, cls)}", None
+        return f"cannot be made: {told(error, cls)}", None
     if type(example) is not cls:
         return f"example() returns a {type(example).__name__}, not a {cls.__name__}", settings
     return "", settings
@@ -124,22 +125,20 @@ def _field_problems(settings: Settings, prefix: str) -> Iterator[str]:
             yield from _field_problems(value, f"{prefix}{name}.")
 
 
-class _Trial:
-    """One method on the synthetic material, step by step. A step returns what is wrong, "" if nothing."""
+class _Trial(Trial):
+    """One method on the synthetic material. A step returns what is wrong, "" if nothing."""
+
+    advisory = frozenset({"random_state", "accuracy"})
 
     def __init__(self, cls: type[Method], folder: Path):
-        self.cls, self.folder = cls, folder
         self.material = make_material()  # writable, so that a method that writes to it is found out
-        self.denied = ""
         self.learned: State = {}
         self.state: State = {}
         self.output: Any = None
-        _seed_everything(1)
-        self.random_state_before = _random_state()
+        super().__init__(cls, folder)
 
-    def results(self) -> list[CheckResult]:
-        """Steps in order: name, check, what must have passed before."""
-        steps: list[tuple[str, Callable[[], str], tuple[str, ...]]] = [
+    def steps(self) -> list[Step]:
+        steps: list[Step] = [
             ("learns", self.learns, ()),
             ("state", self.keeps_state, ("learns",)),
             ("runs", self.runs, ("state",)),
@@ -153,27 +152,13 @@ class _Trial:
             steps += [("network", self.gives_network, ("state",)), ("accuracy", self.beats_chance, ("output",))]
         if issubclass(self.cls, Harmonizer) and self.cls.adapt is not Harmonizer.adapt:
             steps += [("steps", self.shows_steps, ("output",))]
-        advisory = {"random_state", "accuracy"}
-        failed: set[str] = set()
-        results = []
-        for name, check, needs in steps:
-            broken = [need for need in needs if need in failed]
-            problem = f"not run: {broken[0]} failed" if broken else self._attempt(check)
-            if problem:
-                failed.add(name)
-            results.append(CheckResult(name, not problem, problem, advisory=name in advisory))
+        return steps
+
+    def results(self) -> list[CheckResult]:
+        results = super().results()
         if issubclass(self.cls, Adaptive):
             results.append(CheckResult("access", not self.denied, self.denied))
         return results
-
-    def _attempt(self, check: Callable[[], str]) -> str:
-        try:
-            return check()
-        except AccessDenied as error:
-            self.denied = _told(error, self.cls)
-            return self.denied
-        except Exception as error:  # whatever a plugin may raise is a finding
-            return _told(error, self.cls)
 
     # The steps.
 
@@ -186,7 +171,7 @@ class _Trial:
         folder.mkdir()
         save_state(folder, self.learned)
         self.state = load_state(folder)
-        return "; ".join(_state_differences(self.learned, self.state))
+        return "; ".join(state_differences(self.learned, self.state))
 
     def runs(self) -> str:
         self.output = self._use(self.material, self.state, "first")
@@ -204,13 +189,9 @@ class _Trial:
             changed += [f"task.state {k}" for k, v in self._task.state.items() if not np.array_equal(v, fresh[k])]
         return f"the method wrote to its inputs: {', '.join(changed)}" if changed else ""
 
-    def leaves_random_state(self) -> str:
-        changed = [name for name, state in _random_state().items() if state != self.random_state_before[name]]
-        return f"changed {', '.join(changed)}; draw from ctx.rng or a generator of your own" if changed else ""
-
     def repeats(self) -> str:
         """Same seed, other global random state, read-only inputs, new instance and scratch: same output."""
-        _seed_everything(2)
+        seed_everything(2)
         material = make_material().locked()
         again = self._use(material, self._learn(material, "second"), "second")
         first, second = np.asarray(self.output), np.asarray(again)
@@ -260,7 +241,7 @@ class _Trial:
         assert isinstance(method, Harmonizer)
         if not method.adapts():
             return ""
-        ctx = self._context("steps")
+        ctx = self.context("steps")
         state = self._adapted(method, self.material, self.material.test, self.state, ctx)
         data = grant_apply(method, {"target": self.material.test, "source": self.material.source, "task": self._task})
         steps = method.steps(state)
@@ -270,11 +251,6 @@ class _Trial:
 
     # How a run would call the method.
 
-    def _context(self, name: str) -> Context:
-        scratch = self.folder / f"scratch-{name}"
-        scratch.mkdir(exist_ok=True)
-        return Context(seed=SEED, device="cpu", scratch=scratch, log=_check_log)
-
     @property
     def _predicts_age(self) -> bool:
         return issubclass(self.cls, TaskModel) and self.cls.outcome == "age"
@@ -283,17 +259,17 @@ class _Trial:
         method = self.cls.example()
         if isinstance(method, TaskModel):
             data = material.age_data if self._predicts_age else material.task_data
-            return method.train(data, self._context(f"{name}-learn"))
+            return method.train(data, self.context(f"{name}-learn"))
         assert isinstance(method, Adaptive)
         if not method.has_fit():
             return {}
         sites = {"a": material.source, "b": material.target}
         images = {"source": material.source, "validation": material.validation, "target": material.target}
-        contexts = {part: self._context(f"{name}-learn-{part}") for part in method.fit_parts() or ("",)}
+        contexts = {part: self.context(f"{name}-learn-{part}") for part in method.fit_parts() or ("",)}
         return learn(method, grant_fit(method, {**images, "sites": sites}), contexts)
 
     def _use(self, material: Material, state: State, name: str, images: ImageSet | None = None) -> np.ndarray:
-        method, ctx = self.cls.example(), self._context(f"{name}-use")
+        method, ctx = self.cls.example(), self.context(f"{name}-use")
         images = material.test if images is None else images
         if isinstance(method, TaskModel):
             return method.predict(state, ageless(images) if self._predicts_age else images, ctx)
@@ -302,7 +278,7 @@ class _Trial:
         data = grant_apply(method, {"target": images, "source": material.source, "task": task})
         if isinstance(method, Harmonizer):
             if method.adapts():
-                state = self._adapted(method, material, images, state, self._context(f"{name}-adapt"))
+                state = self._adapted(method, material, images, state, self.context(f"{name}-adapt"))
             if method.is_oracle():
                 state = method.at(state, method.steps(state)[0])
             return method.harmonize(state, data, ctx)
@@ -334,7 +310,7 @@ class _AugmentTrial:
 
     def __init__(self, cls: type[Method], folder: Path):
         self.cls = cls
-        _seed_everything(1)
+        seed_everything(1)
 
     def results(self) -> list[CheckResult]:
         steps = {
@@ -348,7 +324,7 @@ class _AugmentTrial:
             try:
                 problem = check()
             except Exception as error:  # whatever a plugin may raise is a finding
-                problem = _told(error, self.cls)
+                problem = told(error, self.cls)
             results.append(CheckResult(name, not problem, problem))
         return results
 
@@ -396,73 +372,6 @@ class _AugmentTrial:
         import torch
 
         first, _, _ = self._augment(5)
-        _seed_everything(2)
+        seed_everything(2)
         second, _, _ = self._augment(5)
         return "" if torch.equal(first, second) else "two runs with one generator differ; draw from the generator only"
-
-
-def _check_log(name: str, step: int, value: float) -> None:
-    """What a run's log does with its arguments, so that a wrong type is found here."""
-    json.dumps([str(name), int(step), float(value)])
-
-
-def _state_differences(before: State, after: State) -> Iterator[str]:
-    """Entries that do not come back from disk as they were, bit by bit."""
-    for name, old in before.items():
-        new = after[name]
-        if hasattr(old, "detach"):
-            old = old.detach().cpu().numpy()
-        if isinstance(old, np.ndarray | np.generic):
-            same = old.shape == new.shape and old.dtype == new.dtype and old.tobytes() == new.tobytes()
-        else:
-            same = type(old) is type(new) and old == new
-        if not same:
-            yield f"state entry {name!r} does not survive saving: {_brief(old)} became {_brief(new)}"
-
-
-def _brief(value: Any) -> str:
-    return f"{value.dtype} {list(value.shape)}" if isinstance(value, np.ndarray | np.generic) else repr(value)[:60]
-
-
-def _told(error: Exception, cls: type[Method]) -> str:
-    """The exception in one line, with the last line of the method's own file that it passed through."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if frame.filename == inspect.getsourcefile(cls)]
-    frame = (own or list(frames))[-1]
-    message = " ".join(str(error).split())
-    return f"{type(error).__name__}: {message} ({Path(frame.filename).name}:{frame.lineno})"
-
-
-# ------------------------------------------------------------------------------------ global random state
-
-
-def _random_state() -> dict[str, bytes]:
-    import torch
-
-    kind, keys, position, *rest = np.random.get_state()  # noqa: NPY002 - the global state is what is watched
-    return {
-        "random": repr(random.getstate()).encode(),
-        "numpy.random": repr((kind, np.asarray(keys).tobytes(), position, rest)).encode(),
-        "torch": torch.random.get_rng_state().numpy().tobytes(),
-    }
-
-
-def _seed_everything(seed: int) -> None:
-    import torch
-
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002 - a method that draws from the global state must show
-    torch.default_generator.manual_seed(seed)
-
-
-@contextmanager
-def _random_state_kept() -> Iterator[None]:
-    import torch
-
-    states = random.getstate(), np.random.get_state(), torch.random.get_rng_state()  # noqa: NPY002
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])  # noqa: NPY002
-        torch.random.set_rng_state(states[2])

@@ -32,6 +32,9 @@ class TrainingSettings(Settings):
     step_every: int = hyper(500, "step: iterations between two drops", origin="ours", ge=1)
     step_factor: float = hyper(0.5, "step: factor of a drop", origin="ours", gt=0, le=1)
     cosine_final: float = hyper(0.0, "cosine: final rate as a fraction of the first", origin="ours", ge=0, le=1)
+    cosine_stretch: float = hyper(
+        1.0, "cosine: length of the whole curve over that of the training, which ends on its way", origin="ours", ge=1
+    )
     linear_from: float = hyper(
         0.5, "linear: fraction of the iterations at the full rate, which then falls to 0", origin="ours", ge=0, lt=1
     )
@@ -46,6 +49,9 @@ class TrainingSettings(Settings):
     )
 
     validate_every: int = hyper(100, "iterations between two validations", origin="ours", ge=1)
+    patience: int | None = hyper(
+        None, "validations in a row without a new best after which training ends; null: never", origin="ours", ge=1
+    )
     select: Literal["best", "last"] = hyper(
         "best", "weights that are kept: of the best validation, or the last", origin="ours"
     )
@@ -63,15 +69,15 @@ def learning_rate_at(settings: TrainingSettings, iteration: int) -> float:
     """Learning rate of the update with this 0-based index.
 
     Warmup rises linearly and reaches the full rate at index `warmup - 1`. Drops of "step" are counted from
-    index 0; "cosine" runs from the end of warmup to the last index, where it is rate × `cosine_final`; "linear"
-    is full until `linear_from` and would be 0 just after the last index, so that no update is void.
+    index 0; "cosine" runs from the end of warmup to the last index, where it is rate × `cosine_final` unless
+    stretched; "linear" is full until `linear_from` and would be 0 just after the last index, so that no update is void.
     """
     rate = settings.learning_rate
     if settings.schedule == "step":
         rate *= settings.step_factor ** (iteration // settings.step_every)
     elif settings.schedule == "cosine":
         span = max(1, settings.iterations - 1 - settings.warmup)
-        progress = min(1.0, max(0, iteration - settings.warmup) / span)
+        progress = min(1.0, max(0, iteration - settings.warmup) / span) / settings.cosine_stretch
         floor = settings.cosine_final
         rate *= floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
     elif settings.schedule == "linear":

@@ -93,7 +93,8 @@ def train(
               parameters alone. A player given {turn: step} moves once for each, with its one optimiser.
               What must survive from one iteration to the next belongs in a buffer.
     validate: (module in eval mode, no gradients) → score, higher is better. Without it the last weights
-              are kept. With averaging (`ema`) it sees the averaged weights.
+              are kept. With averaging (`ema`) it sees the averaged weights. `patience` validations in a row
+              without a new best end the training.
     name:     of the checkpoint and the curves; set it where one stage trains several modules.
     rates:    factors of the learning rate by submodule, such as {"generator.mapping": 0.01}; 1 for all others.
 
@@ -180,6 +181,8 @@ class _Loop:
         self.best_score: float | None = None
         self.best_iteration = 0
         self.score: float | None = None
+        self.highest: float | None = None
+        self.vain = 0  # validations since the highest
         self.curves: list[list[Any]] = []
         self.pending: list[dict[str, Tensor]] = []
         self.recent: list[dict[str, float]] = []
@@ -190,16 +193,24 @@ class _Loop:
         resumed_at = self.done
         settings = self.settings
         with seeded(self.ctx.seed, self.ctx.device):
-            while self.done < settings.iterations:
+            while not self._ended():
                 self._iterate()
                 last = self.done == settings.iterations
                 if last or self.done % settings.log_interval == 0:
                     self._log_losses()
                 if self.validate is not None and (last or self.done % settings.validate_every == 0):
                     self._validate(self.validate)
-                if last or self.done % settings.checkpoint_every == 0:
+                    self.vain = self.group.share(self.vain)
+                if self._ended() and self.recent:
+                    self._log_losses()
+                if self._ended() or self.done % settings.checkpoint_every == 0:
                     self._save()
         return self._select(resumed_at)
+
+    def _ended(self) -> bool:
+        """Whether all iterations are done, or `patience` is lost."""
+        patience = self.settings.patience
+        return self.done >= self.settings.iterations or (patience is not None and self.vain >= patience)
 
     # ---------------------------------------------------------------------------------- one iteration
 
@@ -329,6 +340,8 @@ class _Loop:
             if not math.isfinite(score):
                 raise MethodError(f"{self.name}: the validation score became {score} at iteration {self.done}")
             self.score = score
+            better = self.highest is None or score > self.highest
+            self.highest, self.vain = (score, 0) if better else (self.highest, self.vain + 1)
             if self.settings.select == "best" and (self.best_score is None or score > self.best_score):
                 self.best, self.best_score, self.best_iteration = weights_of(self.module), score, self.done
         self._log("validation", score)
@@ -411,6 +424,8 @@ class _Loop:
                 "best_score": self.best_score,
                 "best_iteration": self.best_iteration,
                 "score": self.score,
+                "highest": self.highest,
+                "vain": self.vain,
                 "curves": self.curves,
                 "recent": self.recent,
             },
@@ -433,6 +448,7 @@ class _Loop:
             self.average = {key: tensor.to(self.ctx.device) for key, tensor in saved["average"].items()}
             self._follow_buffers()
         self.done, self.score, self.recent = saved["done"], saved["score"], saved["recent"]
+        self.highest, self.vain = saved["highest"], saved["vain"]
         self.best, self.best_score = saved["best"], saved["best_score"]
         self.best_iteration, self.curves = saved["best_iteration"], saved["curves"]
         if self.group.leads:

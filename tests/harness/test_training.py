@@ -118,6 +118,15 @@ def test_step_schedule_is_the_published_one() -> None:
     assert rates == pytest.approx([1e-3, 1e-3, 5e-4, 5e-4, 2.5e-4, 1e-3 / 512])
 
 
+def test_a_stretched_cosine_ends_on_its_way() -> None:
+    short = TrainingSettings(iterations=51, learning_rate=1.0, schedule="cosine", cosine_stretch=2.0)
+    whole = TrainingSettings(iterations=101, learning_rate=1.0, schedule="cosine")
+    assert [learning_rate_at(short, i) for i in range(51)] == pytest.approx(
+        [learning_rate_at(whole, i) for i in range(51)]
+    )
+    assert learning_rate_at(short, 50) == pytest.approx(0.5)
+
+
 def test_cosine_schedule_starts_after_warmup_and_ends_at_its_final_fraction() -> None:
     s = TrainingSettings(iterations=111, learning_rate=1.0, schedule="cosine", cosine_final=0.2, warmup=10)
     rates = [learning_rate_at(s, i) for i in (0, 4, 9, 10, 60, 110)]
@@ -205,6 +214,47 @@ def test_the_best_validation_is_kept_and_the_earlier_of_two_equals(tmp_path: Pat
 def test_the_last_weights_are_kept_on_request(tmp_path: Path) -> None:
     result, weight = descend_then_validate(tmp_path, [0.2, 0.9, 0.5], select="last")
     assert (result.score, result.iteration, weight) == (0.5, 6, -6)
+
+
+@pytest.mark.parametrize(
+    ("scores", "ends", "best"),
+    [
+        ([0.5, 0.4, 0.5, 0.9], 6, 2),  # an equal score is no new best
+        ([0.1, 0.0, 0.2, 0.1, 0.1, 0.9], 10, 6),
+        ([0.1, 0.2, 0.3, 0.2], 8, 6),  # the last iteration comes first
+    ],
+)
+@pytest.mark.parametrize("select", ["best", "last"])
+def test_patience_ends_a_training(tmp_path: Path, scores: list[float], ends: int, best: int, select: str) -> None:
+    result, weight = descend_then_validate(tmp_path, scores, select=select, patience=2, iterations=2 * len(scores))
+    kept = best if select == "best" else ends
+    assert (result.iteration, weight) == (kept, -kept)
+    assert result.score == scores[kept // 2 - 1]
+
+
+def test_without_validation_patience_is_never_lost(tmp_path: Path) -> None:
+    module = small_network()
+    result = train(module, settings(patience=1), regression_batches, noisy_step, ctx=context(tmp_path))
+    assert result.iteration == 40
+
+
+@pytest.mark.parametrize("kill_at", [13, 20])
+def test_patience_survives_a_kill_and_an_end_is_an_end(kill_at: int, tmp_path: Path) -> None:
+    # So high a rate that the second validation is not better than the first, nor the third.
+    changes: dict[str, Any] = {"patience": 2, "learning_rate": 1.0, "schedule": "constant", "ema": None}
+    whole: Curve = []
+    uninterrupted = run(tmp_path / "whole", curve=whole, **changes)
+    assert max(step for _, step, _ in whole) == 21
+    assert [step for name, step, _ in whole if name == "loss"] == [5, 10, 15, 20, 21]
+    run_until(kill_at, tmp_path / "killed", **changes)
+    rest: Curve = []
+    resumed = run(tmp_path / "killed", curve=rest, **changes)
+    assert resumed.resumed_at == kill_at // 6 * 6
+    assert same_bits(resumed, uninterrupted)
+    assert rest == whole
+    again = run(tmp_path / "killed", **changes)
+    assert again.resumed_at == 21
+    assert same_bits(again, uninterrupted)
 
 
 def test_without_validation_the_last_weights_are_kept(tmp_path: Path) -> None:

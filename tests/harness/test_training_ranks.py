@@ -150,6 +150,13 @@ def test_the_last_weights_without_validation(pair: Pair, tmp_path: Path) -> None
         torch.testing.assert_close(alone[key], both[key], **CLOSE)
 
 
+def test_patience_is_lost_on_all_ranks_at_once(pair: Pair, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"patience": 1, "learning_rate": 0.05, "schedule": "constant", "ema": None}
+    alone = learn(tmp_path / "alone", batch_size=8, **changes)
+    assert (alone["result"][1], max(step for _, step, _ in alone["curve"])) == (7, 14)
+    assert_same(alone, on_ranks(pair, tmp_path / "both", **changes)[0])
+
+
 def test_two_players(pair: Pair, tmp_path: Path) -> None:
     same = {"make": players, "step": {"generator": generate, "critic": criticise}, "validate": None, "ema": None}
     alone = learn(tmp_path / "alone", batch_size=8, **same)

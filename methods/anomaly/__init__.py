@@ -1,0 +1,1 @@
+"""Methods that map what is abnormal in brain MRI, having learnt from healthy slices only."""

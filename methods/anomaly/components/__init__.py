@@ -1,0 +1,1 @@
+"""What several anomaly detectors learn alike: autoencoders, latents, diffusion models."""

@@ -1,0 +1,1 @@
+"""Detectors that train no network: what any other must beat."""

@@ -1,0 +1,1 @@
+"""REFLECT: a rectified flow that carries corrupted latents of brain slices to healthy ones."""

@@ -1,0 +1,1 @@
+"""THOR: a descent that is drawn back to the input wherever the input looks healthy."""
