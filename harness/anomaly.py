@@ -74,9 +74,7 @@ class Processing(Settings):
     They are scaled to the slices at hand: lengths by their side over 128, areas by its square. All zero: nothing.
     """
 
-    erode: int = hyper(
-        0, "pixels by which the mask is eroded, with a cross; maps are 0 outside", origin="ours", ge=0
-    )
+    erode: int = hyper(0, "pixels by which the mask is eroded, with a cross; maps are 0 outside", origin="ours", ge=0)
     median: int = hyper(0, "side of a median filter within a slice; 0 or 1: none", origin="ours", ge=0)
     smooth: float = hyper(0.0, "standard deviation of a Gaussian filter", origin="ours", ge=0)
     smallest: int = hyper(

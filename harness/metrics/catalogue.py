@@ -278,7 +278,8 @@ _ALL = (
         digits=2,
         per_label=False,
         per_subject=False,
-        doc="Mean over images of the Dice at the threshold that is best for each image by its own label: a bound, never ranked.",
+        doc="Mean over images of the Dice at the threshold that is best for each image by its own label: a bound, "
+        "never ranked.",
         variant_of="max_dice_global",
         counts=False,
     ),
@@ -318,7 +319,8 @@ _ALL = (
         digits=2,
         per_label=True,
         per_subject=False,
-        doc="Dice of the pixels of all images of one bin of lesion area at the threshold that is best for the bin. Bins are in pixels, scaled from slices of 128 × 128.",
+        doc="Dice of the pixels of all images of one bin of lesion area at the threshold that is best for the bin. "
+        "Bins are in pixels, scaled from slices of 128 × 128.",
         variant_of="max_dice_global",
     ),
     MetricInfo(
@@ -383,7 +385,8 @@ _ALL = (
         digits=1,
         per_label=False,
         per_subject=False,
-        doc="Network evaluations for one slice, counted as they happen; those of autoencoders and of perceptual losses are left out.",
+        doc="Network evaluations for one slice, counted as they happen; those of autoencoders and of perceptual "
+        "losses are left out.",
         counts=False,
     ),
     MetricInfo(

@@ -16,11 +16,16 @@ LOGGING = ("train", "fit", "adapt", "apply", "trace", "detect")
 
 
 def curves(
-    plan: Plan, store: Store, failures: Mapping[str, Failure], owner: Callable[[Cell, Stage], str]
+    plan: Plan,
+    store: Store,
+    failures: Mapping[str, Failure],
+    owner: Callable[[Cell, Stage], str],
+    place: Callable[[Cell], str] = lambda cell: cell.source,
 ) -> Iterator[dict[str, Any]]:
     """Every curve, once for each owner of its stage; a row is one point, with the columns of `exhibits.CURVES`.
 
     owner: whose curve it is, of a cell that needs the stage: a row, or a name for what several rows share.
+    place: where the cell learns.
     """
     seen: set[tuple[str, str]] = set()
     for cell in plan.cells:
@@ -38,7 +43,7 @@ def curves(
             for name, step, value in json.loads(path.read_text()):
                 yield {
                     "method": method,
-                    "source": "" if everywhere else cell.source,
+                    "source": "" if everywhere else place(cell),
                     "target": cell.target if of_pair else "",
                     "seed": cell.seed,
                     "stage": stage.kind,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -46,8 +45,7 @@ def test_a_node_is_lost(lab: Lab, survived: Check, tmp_path: Path, with_inputs: 
     ruined: list[str] = []
     with Nodes([{"num_cpus": 0}, {"num_cpus": 1}, {"num_cpus": 1}], bare_python(tmp_path / "bare")) as nodes:
         run = lab.start(*QUIET, "--address", nodes.address, **AUTH)
-        lab.await_finished(14, run)  # images and labels; what trains now runs on both nodes
-        time.sleep(2)
+        nodes.await_work(1, "train")
         before = lab.finished()
         nodes.kill(1)
         if with_inputs:  # as if the lost node's disk had held them; both are still to be read

@@ -14,10 +14,13 @@ import json
 import os
 import subprocess
 import sys
+import time
 import venv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 AUTH = {"RAY_AUTH_MODE": "disabled"}
 """For drivers too: a cluster has its own rule, and a fresh machine has no token yet."""
@@ -55,6 +58,14 @@ class Nodes:
         """Take the node that was added as number `index` (the head is 0) away, ungracefully."""
         self._ask({"do": "kill", "index": index})
 
+    def await_work(self, index: int, title: str, seconds: float = 120) -> None:
+        """Until a worker of that node runs a stage whose title starts so."""
+        raylet = psutil.Process(self._ask({"do": "raylet", "index": index})["pid"])
+        deadline = time.monotonic() + seconds
+        while not any(_titled(process, title) for process in raylet.children()):
+            assert time.monotonic() < deadline, f"node {index} never ran {title}"
+            time.sleep(0.05)
+
     def add(self, **node: Any) -> None:
         self._ask({"do": "add", "node": node})
 
@@ -68,6 +79,13 @@ class Nodes:
                 answer: dict[str, Any] = json.loads(line)
                 return answer
         raise RuntimeError("the cluster's process ended")
+
+
+def _titled(process: psutil.Process, title: str) -> bool:
+    try:
+        return " ".join(process.cmdline()).startswith(f"ray::{title}")
+    except psutil.Error:
+        return False
 
 
 def bare_python(folder: Path) -> str:
@@ -96,6 +114,8 @@ def _serve() -> None:
         elif command["do"] == "kill":
             cluster.remove_node(nodes[command["index"]], allow_graceful=False)
             answer = {"killed": command["index"]}
+        elif command["do"] == "raylet":
+            answer = {"pid": nodes[command["index"]].all_processes["raylet"][0].process.pid}
         else:
             nodes.append(cluster.add_node(**command["node"]))
             answer = {"added": len(nodes) - 1}

@@ -77,7 +77,8 @@ def curves(benchmark: Benchmark, store: Store, failures: Failures) -> Iterator[R
             return cell.method
         return registry.load_class(stage.code[0]).id
 
-    return logged.curves(benchmark.plan, store, failures, owner)
+    trains = {setting.name: setting.train for setting in benchmark.extra["settings"]}
+    return logged.curves(benchmark.plan, store, failures, owner, lambda cell: trains[cell.target])
 
 
 def precision_recall(benchmark: Benchmark, store: Store, failures: Failures) -> Iterator[Row]:

@@ -67,7 +67,8 @@ def best_threshold(scored: Scored) -> float | None:
 
 
 def precision_recall(scored: Scored) -> list[list[float]]:
-    """[recall, precision] of pooled brain pixels at up to MOST_POINTS thresholds, falling; [] without lesions."""
+    """[recall, precision] of pooled brain pixels at up to MOST_POINTS thresholds, falling, and where all is
+    called abnormal; [] without lesions."""
     maps = rank_maps(scored.maps, scored.lesions, scored.mask)
     if maps.n_abnormal == 0:
         return []
@@ -76,7 +77,8 @@ def precision_recall(scored: Scored) -> list[list[float]]:
     at = np.unique(np.searchsorted(curve.true, np.linspace(0, maps.n_abnormal, MOST_POINTS)))
     at = at[at < len(curve.true)]
     recall, precision = curve.true[at] / maps.n_abnormal, curve.true[at] / (curve.true[at] + curve.false[at])
-    return np.stack([recall, precision], 1).tolist()
+    points: list[list[float]] = np.stack([recall, precision], 1).tolist()
+    return [*points, [1.0, maps.n_abnormal / (maps.n_abnormal + maps.n_normal)]]
 
 
 def _pooled(scored: Scored, maps: RankedMaps, best: float, wanted: set[str], seed: int) -> Iterator[Record]:
