@@ -132,12 +132,9 @@ def run_here(job: Job, group: Group = ALONE, aside: Path | None = None) -> Outco
     store = _store(job.store)
     if group.share(group.leads and _committed(store, job.key)):
         return Outcome(ok=True)
-    inputs: dict[str, Path] = {}
-    for name, key in job.inputs.items():
-        try:
-            inputs[name] = store.read(key)
-        except (KeyError, CorruptArtifact) as error:
-            return Outcome(ok=False, corrupt=key, error=str(getattr(error, "reason", "is missing")))
+    inputs = _inputs(store, job)
+    if isinstance(inputs, Outcome):
+        return inputs
     if aside is None:
         out, scratch = store.begin(job.key, job.run), store.scratch(job.key)
     else:
@@ -166,8 +163,23 @@ def run_here(job: Job, group: Group = ALONE, aside: Path | None = None) -> Outco
         full = _out_of_space(error, out)
         trace = traceback.format_exc()
         shutil.rmtree(out, ignore_errors=True)
+        # What vanished or rotted while the stage was reading it is not the stage's fault.
+        again = _inputs(store, job)
+        if isinstance(again, Outcome):
+            return again
         return Outcome(False, time.perf_counter() - started, one_line(error), trace, full=full)
     return Outcome(ok=True, seconds=seconds)
+
+
+def _inputs(store: Store, job: Job) -> dict[str, Path] | Outcome:
+    """Folders of the inputs, verified; or how the job ends because one is not whole."""
+    found: dict[str, Path] = {}
+    for name, key in job.inputs.items():
+        try:
+            found[name] = store.read(key)
+        except (KeyError, CorruptArtifact) as error:
+            return Outcome(ok=False, corrupt=key, error=str(getattr(error, "reason", "is missing")))
+    return found
 
 
 def _committed(store: Store, key: str) -> bool:

@@ -138,6 +138,17 @@ def test_an_input_that_rots_during_the_run_is_made_again(store: LocalStore) -> N
     assert execution.summary.count("failed") == 0
 
 
+def test_an_input_that_vanishes_under_a_stage_is_made_again(store: LocalStore, tmp_path: Path) -> None:
+    base = add("base")
+    reader = Stage(
+        "add", "reader", "toy_stages:lose_input_once", needs={"base": base}, local={"away": str(tmp_path / "away")}
+    )
+    notes = Notes()
+    assert run(plan_of(reader), store, notes).summary.count("failed") == 0, notes.lines
+    assert number(store, reader) == 2
+    assert any("corrupt, set aside" in line and "missing" in line for line in notes.lines)
+
+
 def test_many_stages_that_find_the_same_input_rotten_have_it_made_anew_once(store: LocalStore, tmp_path: Path) -> None:
     ledger = str(tmp_path / "ledger")
     base = add("base", ledger=ledger)

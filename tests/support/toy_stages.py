@@ -85,3 +85,14 @@ def fill(run: StageRun) -> None:
     """Writes `params.mib` mebibytes."""
     (run.out / "filler.bin").write_bytes(os.urandom(2**20) * run.params["mib"])
     (run.out / "number.txt").write_text("1")
+
+
+def lose_input_once(run: StageRun) -> None:
+    """Its input vanishes while it reads: with the disk of another node, say. Fine at the second attempt."""
+    marker = run.scratch / "tried"
+    (folder,) = run.inputs.values()
+    if not marker.exists():
+        marker.write_text("x")
+        os.rename(folder, run.local["away"])
+    total = 1 + int((folder / "number.txt").read_text())
+    (run.out / "number.txt").write_text(str(total))
