@@ -89,6 +89,10 @@ class _Learner(Method, ABC):
         """What must be learnt before, by name: usually the fields that are components."""
         return {}
 
+    def files(self) -> tuple[str, ...]:
+        """Files, or folders of them, that these settings have it read; their contents count, wherever they lie."""
+        return ()
+
 
 class Component(_Learner, ABC):
     """Something that is learnt from healthy slices and used by several methods; a field of theirs.

@@ -94,3 +94,18 @@ def _remembered(path: Path, memory: JsonCache) -> str | None:
 
 def _is_digest(value: Any) -> bool:
     return isinstance(value, str) and len(value) == 64
+
+
+def contents_of(paths: Iterable[str], cache: Path | None) -> str:
+    """sha256 of what these files, and all files of these folders, hold; "" without any. What is absent counts as such.
+
+    Where they lie does not matter, nor what they are called; the order does.
+    """
+    found: list[str] = []
+    for given in paths:
+        path = Path(given).expanduser()
+        files = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
+        present = [each for each in files if each.is_file()]
+        hashes = fingerprints(present, cache)
+        found += [hashes[each] or "unreadable" for each in present] or ["absent"]
+    return hashlib.sha256("\n".join(found).encode()).hexdigest() if found else ""

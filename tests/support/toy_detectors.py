@@ -17,6 +17,10 @@ class Level(Component):
     reference = "ours"
 
     lift: float = hyper(0.0, "added to the mean", origin="ours")
+    file: str | None = hyper(None, "a file that changes nothing but the key", origin="ours")
+
+    def files(self) -> tuple[str, ...]:
+        return () if self.file is None else (self.file,)
 
     def fit(self, data: NormalData, ctx: Context) -> State:
         ctx.log("brightness", 0, 1.0)

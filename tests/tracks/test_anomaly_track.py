@@ -136,6 +136,20 @@ def test_seeds_learn_and_detect_apart(tmp_path: Path, data: Path) -> None:
     assert {s.key for s in one.stages} <= {s.key for s in two.stages}
 
 
+def test_the_contents_of_a_file_that_a_component_reads_count(tmp_path: Path, data: Path) -> None:
+    weights = tmp_path / "weights.bin"
+
+    def keys(where: Path, contents: bytes) -> dict[str, str]:
+        where.write_bytes(contents)
+        methods = {"far": {"id": "far_from_level", "level": {"file": str(where)}}}
+        plan = benchmark(tmp_path, data, methods=methods, settings={"same": {"train": "PATIENTS"}}).plan
+        return {s.kind: s.data for s in plan.stages if s.kind == "fit"}
+
+    first, second = keys(weights, b"one"), keys(weights, b"two, longer")
+    assert first["fit"] != second["fit"]
+    assert keys(tmp_path / "elsewhere.bin", b"one") == first
+
+
 def test_cells_say_where_was_learnt_and_sought(tmp_path: Path, data: Path) -> None:
     cells = {(c.source, c.target) for c in benchmark(tmp_path, data).plan.cells}
     assert cells == {("healthy", "same"), ("HEALTHY", "other")}

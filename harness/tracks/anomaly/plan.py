@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from harness.anomaly import AnomalyDetector, Component, Processing
 from harness.data.dataset import Dataset
+from harness.data.fingerprint import contents_of
 from harness.engine.history import trained
 from harness.engine.plan import Cell, Plan, Stage, seed_of
 from harness.tracks.base import Row, payload_of, target_of
@@ -153,6 +154,7 @@ class _Wiring:
             },
             resources="train",
             code=(target_of(method),),
+            data=contents_of(method.files(), self.dataset.cache),
             seed=seed_of(*identity, train, seed),
         )
         workers = self.protocol.workers if trained(stage) else 1
@@ -188,6 +190,7 @@ class _Wiring:
             needs={"images": self._images(setting, purpose), **self._state(row, setting.train, seed)},
             resources="apply",
             code=(row.target,),
+            data=contents_of(_detector(row).files(), self.dataset.cache),
             seed=seed_of("detect", _detector(row).id, setting.train, site, purpose, seed),
         )
         return self._one(stage, f"detect {row.name} {place}{_replicate(seed)}")
@@ -260,6 +263,7 @@ class _Wiring:
             },
             resources="apply",
             code=(row.target,),
+            data=contents_of(_detector(row).files(), self.dataset.cache),
             seed=seed_of("detect", _detector(row).id, setting.train, setting.test, "lesions", seed),
         )
 

@@ -47,8 +47,7 @@ class LatentAutoencoder(Component):
     has `discriminator_weight` times the norm of the reconstruction's.
 
     With `load` it starts from a checkpoint, whose three colour channels become one: a grey slice gives what its copy
-    in three channels gave, and decoded channels are averaged. It is then fine-tuned unless `fine_tune` is off. A file
-    is known by its name alone: give another file another name.
+    in three channels gave, and decoded channels are averaged. It is then fine-tuned unless `fine_tune` is off.
 
     Slices are [-1, 1] inside the network. Rows and columns must be divisible by 8 (f8) or 4 (f4).
     """
@@ -134,6 +133,9 @@ class LatentAutoencoder(Component):
                 "training": {"iterations": 8, "batch_size": 4, "learning_rate": 2e-3, "validate_every": 8},
             }
         )
+
+    def files(self) -> tuple[str, ...]:
+        return tuple(path for path in (self.load, self.perceptual_weights) if path is not None)
 
     @property
     def factor(self) -> int:

@@ -40,7 +40,7 @@ class TextureLatents(Component):
     source: str = hyper(
         PROCEDURAL,
         "procedural: drawn at random; else a folder, searched for JPEG and PNG files in all its folders, such as that "
-        "of the Describable Textures Dataset. A folder is known by its name alone: give other images another",
+        "of the Describable Textures Dataset",
         origin="ours; published: the folder of DTD",
     )
     count: int = hyper(
@@ -60,6 +60,9 @@ class TextureLatents(Component):
     @classmethod
     def example(cls) -> TextureLatents:
         return cls(autoencoder=LatentAutoencoder.example(), count=6, size=64)
+
+    def files(self) -> tuple[str, ...]:
+        return () if self.source == PROCEDURAL else (self.source,)
 
     def components(self) -> dict[str, Component]:
         return {"autoencoder": self.autoencoder}

@@ -86,6 +86,9 @@ class Thor(AnomalyDetector):
             }
         )
 
+    def files(self) -> tuple[str, ...]:
+        return () if self.perceptual.weights is None else (self.perceptual.weights,)
+
     def components(self) -> Mapping[str, Component]:
         return {"prior": self.prior}
 
