@@ -181,6 +181,8 @@ class MadAdDenoiser(Component):
         found = {
             f"U-Net of width {self.unet.shape()[0]}": self.unet.shape() != UNetSettings().shape(),
             f"denoiser trained for {length}": self.epochs != MadAdDenoiser.model_fields["epochs"].default,
+            f"mask weighted by {self.mask_weight:g}": self.mask_weight
+            != MadAdDenoiser.model_fields["mask_weight"].default,
         }
         return (*(phrase for phrase, holds in found.items() if holds), *self.latents.departures())
 
