@@ -17,7 +17,8 @@ class MetricInfo:
     reduce: how the labels of one scan become one number.
     variant_of: another definition of the same quantity. Variants are shown, but ranked only where the metric
     they vary is absent: counting one quantity twice would weight it double.
-    counts: whether it may enter ranks; costs, and bounds that no method can reach in practice, never do.
+    counts: whether it may enter ranks. Costs, bounds that no method can reach in practice, and what silence does best
+    never do.
     """
 
     id: str
@@ -267,6 +268,7 @@ _ALL = (
         per_label=False,
         per_subject=True,
         doc="Share of the pixels of one healthy subject that are called abnormal at the threshold fixed beforehand.",
+        counts=False,
     ),
     MetricInfo(
         "max_dice_oracle",

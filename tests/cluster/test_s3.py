@@ -58,7 +58,8 @@ def test_what_was_not_uploaded_is_not_computed_again(bucket: dict[str, str], tmp
     """The upload of an artifact is interrupted: the next attempt publishes what the cache holds."""
     import os
 
-    from harness.engine.store import Manifest, RemoteStore, open_store
+    from harness.engine.remote_store import RemoteStore
+    from harness.engine.store import Manifest, open_store
 
     before = dict(os.environ)
     os.environ.update(bucket)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.engine.store import CorruptArtifact, LocalStore, Manifest, RemoteStore, Store, open_store
+from harness.engine.remote_store import RemoteStore
+from harness.engine.store import CorruptArtifact, LocalStore, Manifest, Store, open_store
 from harness.problems import UserError
 
 KEY = "ab" + "0" * 62
