@@ -1,0 +1,388 @@
+"""Regional features against a loop over labels, in every orientation; the choice of features against np.corrcoef."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harness.tracks.brain_age.features import (
+    PUBLISHED,
+    RegionalFeatures,
+    Regions,
+    features_of_file,
+    regional_features,
+    selected,
+)
+
+FOUR = Regions((1, 2, 3, 4))
+
+
+def blocks(seed: int, shape: tuple[int, int, int], block: int, n_labels: int) -> np.ndarray:
+    """Labels 0..n_labels in cubes of `block` voxels, a few voxels of noise among them."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, n_labels + 1, [-(-size // block) for size in shape])
+    for axis in range(3):
+        coarse = coarse.repeat(block, axis)
+    labels = coarse[tuple(slice(size) for size in shape)].astype(np.uint8)
+    noisy = rng.random(shape) < 0.02
+    labels[noisy] = rng.integers(0, n_labels + 1, noisy.sum())
+    return labels
+
+
+def looped(labels: np.ndarray, regions: Regions) -> tuple[np.ndarray, np.ndarray]:
+    """Label by label: its share of the counted voxels, and of its voxels those whose 3 × 3 × 3 mean is not 1."""
+    total = sum(np.count_nonzero(labels == label) for label in regions.ids)
+    volumes, ratios = [], []
+    for label in regions.ids:
+        mask = labels == label
+        interior = 0
+        if min(mask.shape) >= 3:
+            windows = np.lib.stride_tricks.sliding_window_view(mask.astype(float), (3, 3, 3))
+            interior = np.count_nonzero(windows.mean(axis=(3, 4, 5)) == 1)
+        volumes.append(mask.sum() / total)
+        ratios.append((mask.sum() - interior) / mask.sum() if mask.any() else np.nan)
+    return np.array(volumes), np.array(ratios)
+
+
+def assert_same(found: RegionalFeatures, expected: RegionalFeatures) -> None:
+    assert found.ids == expected.ids
+    assert found.names == expected.names
+    np.testing.assert_array_equal(found.relational_volume, expected.relational_volume)
+    np.testing.assert_array_equal(found.surface_ratio, expected.surface_ratio)
+
+
+# -------------------------------------------------------------------------------------- known bodies
+
+
+@pytest.mark.parametrize("margin", [0, 1, 3])
+def test_a_cube_of_ten_voxels_is_surface_to_488_parts_in_a_thousand(margin: int) -> None:
+    cube = np.pad(np.ones((10, 10, 10), np.uint8), margin)
+    found = regional_features(cube, Regions((1,)))
+    assert found.surface_ratio.tolist() == [0.488]
+    assert found.relational_volume.tolist() == [1.0]
+
+
+def test_a_ball_against_a_count_of_its_voxels_one_by_one() -> None:
+    points = {p for p in itertools.product(range(-8, 9), repeat=3) if sum(c * c for c in p) <= 7.3**2}
+    steps = [s for s in itertools.product((-1, 0, 1), repeat=3) if s != (0, 0, 0)]
+    surface = sum(any((x + i, y + j, z + k) not in points for i, j, k in steps) for x, y, z in points)
+    labels = np.zeros((20, 21, 22), np.int16)
+    for x, y, z in points:
+        labels[x + 10, y + 9, z + 11] = 7
+    found = regional_features(labels, Regions((7,)))
+    assert 0.3 < found.surface_ratio[0] < 0.6
+    assert found.surface_ratio[0] == surface / len(points)
+
+
+def test_voxels_at_the_border_of_the_volume_are_never_interior() -> None:
+    for shape in [(1, 9, 9), (9, 2, 9), (2, 2, 2), (1, 1, 1)]:
+        assert regional_features(np.ones(shape, np.uint8), Regions((1,))).surface_ratio[0] == 1
+    assert regional_features(np.ones((3, 3, 3), np.uint8), Regions((1,))).surface_ratio[0] == 26 / 27
+
+
+def test_a_neighbour_of_another_region_is_a_surface_as_background_is() -> None:
+    labels = np.ones((9, 5, 5), np.uint8)
+    labels[4:] = 2
+    found = regional_features(labels, Regions((1, 2)))
+    assert found.surface_ratio.tolist() == [82 / 100, 98 / 125]  # 2 and 3 layers of 3 × 3 are interior
+    assert found.relational_volume.tolist() == [100 / 225, 125 / 225]
+
+
+# ---------------------------------------------------------------------------------- against the loop
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.tuples(*[st.integers(1, 13)] * 3),
+    st.integers(1, 6),
+    st.integers(1, 4),
+)
+def test_equals_a_loop_over_labels(seed: int, shape: tuple[int, int, int], block: int, n_labels: int) -> None:
+    labels = blocks(seed, shape, block, n_labels)
+    labels.flat[0] = 1
+    found = regional_features(labels, FOUR)
+    volumes, ratios = looped(labels, FOUR)
+    np.testing.assert_array_equal(found.relational_volume, volumes)
+    np.testing.assert_array_equal(found.surface_ratio, ratios)
+    assert abs(found.relational_volume.sum() - 1) < 1e-12
+
+
+def test_the_published_table_equals_a_loop_over_its_86_labels() -> None:
+    labels = blocks(1, (40, 36, 44), 5, 87)
+    found = regional_features(labels)
+    volumes, ratios = looped(labels, PUBLISHED)
+    np.testing.assert_array_equal(found.relational_volume, volumes)
+    np.testing.assert_array_equal(found.surface_ratio, ratios)
+    assert len(np.unique(labels)) == 88
+    assert len(set(found.surface_ratio)) > 60
+    assert found.vector().shape == (172,)
+    np.testing.assert_array_equal(found.vector(), [*volumes, *ratios])
+    assert found.columns()[82:84] == ("relational volume of label 83", "relational volume of label 85")
+    assert found.columns()[171] == "surface ratio of label 87"
+
+
+def test_ignored_labels_are_background() -> None:
+    labels = blocks(2, (24, 24, 24), 6, 87)
+    assert (labels == 84).any()
+    assert_same(regional_features(labels), regional_features(np.where(labels == 84, 0, labels)))
+
+
+def test_a_region_without_voxels_has_no_volume_and_no_ratio() -> None:
+    found = regional_features(np.full((4, 4, 4), 2, np.uint8), Regions((1, 2, 9), names=("a", "b", "c")))
+    np.testing.assert_array_equal(found.relational_volume, [0, 1, 0])
+    np.testing.assert_array_equal(found.surface_ratio, [np.nan, 56 / 64, np.nan])
+    assert found.columns()[3] == "surface ratio of a"
+
+
+# ----------------------------------------------------------------------- what features must not see
+
+
+def test_the_order_of_the_table_orders_the_features_and_nothing_else() -> None:
+    labels = blocks(3, (15, 14, 13), 5, 4)
+    found = regional_features(labels, Regions((3, 1, 4, 2), names=("c", "a", "d", "b")))
+    plain = regional_features(labels, Regions((1, 2, 3, 4), names=("a", "b", "c", "d")))
+    for values, others in [
+        (found.relational_volume, plain.relational_volume),
+        (found.surface_ratio, plain.surface_ratio),
+    ]:
+        assert len(set(others)) == 4
+        assert dict(zip(found.names, values, strict=True)) == dict(zip(plain.names, others, strict=True))
+
+
+def test_the_numbers_of_labels_are_only_names() -> None:
+    labels = blocks(4, (15, 14, 13), 5, 4)
+    ids = np.array([0, 2**62, 5, 70_000, 11])
+    found = regional_features(ids[labels], Regions(tuple(int(i) for i in ids[1:])))
+    plain = regional_features(labels, FOUR)
+    np.testing.assert_array_equal(found.vector(), plain.vector())
+
+
+def test_flips_and_permutations_of_the_axes_change_nothing() -> None:
+    labels = blocks(5, (12, 15, 10), 4, 4)
+    expected = regional_features(labels, FOUR)
+    for axes in itertools.permutations(range(3)):
+        for steps in itertools.product((1, -1), repeat=3):
+            turned = labels.transpose(axes)[tuple(slice(None, None, step) for step in steps)]
+            assert_same(regional_features(turned, FOUR), expected)
+            assert_same(regional_features(np.asfortranarray(turned), FOUR), expected)
+
+
+@pytest.mark.parametrize("dtype", ["i1", "u2", ">i2", "i4", "u8", "<f4", ">f8"])
+def test_every_type_of_whole_numbers_is_read(dtype: str) -> None:
+    labels = blocks(6, (9, 10, 11), 4, 4)
+    given = labels.astype(dtype)
+    given.setflags(write=False)
+    assert_same(regional_features(given, FOUR), regional_features(labels, FOUR))
+
+
+def test_a_mask_is_a_volume_of_one_label() -> None:
+    mask = blocks(7, (9, 9, 9), 4, 1) > 0
+    assert_same(regional_features(mask, Regions((1,))), regional_features(mask.astype(int), Regions((1,))))
+
+
+# ------------------------------------------------------------------------------------------ refusals
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.ones((4, 4)), r"^a label volume has 3 dimensions, not 2 \(4 × 4\)$"),
+        (np.ones((4, 4, 4, 1)), "not 4"),
+        (np.ones((0, 4, 4), int), "no voxel"),
+        (np.full((3, 3, 3), 1.5), "whole numbers below .* float64 are not$"),
+        (np.full((3, 3, 3), np.nan), "whole numbers"),
+        (np.full((3, 3, 3), np.inf), "whole numbers"),
+        (np.full((3, 3, 3), 2**63, np.uint64), "whole numbers below"),
+        (np.full((3, 3, 3), 1 + 0j), "not complex128"),
+        (np.full((3, 3, 3), "1"), "whole numbers, not <U1"),
+        (np.full((3, 3, 3), -2), "^labels must be at least 0, not -2$"),
+        (np.full((3, 3, 3), -2.0, np.float32), "at least 0, not -2"),
+        (np.zeros((3, 3, 3), int), "^none of the 4 regions has a voxel"),
+        (np.arange(27).reshape(3, 3, 3), "neither as counted nor as ignored: 5, 6, 7, 8, 9 and 17 more$"),
+        (np.full((3, 3, 3), 88), "ignored: 88$"),
+    ],
+)
+def test_what_is_no_label_volume_is_refused(labels: np.ndarray, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        regional_features(labels, FOUR)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_label_between_those_of_the_table_is_refused_too() -> None:
+    labels = np.array([1, 3, 4, 7, 0, 1]).reshape(1, 2, 3)
+    with pytest.raises(ValueError, match=r"ignored: 3$"):
+        regional_features(labels, Regions((1, 7), ignored=(4,)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"ids": ()}, "at least one"),
+        ({"ids": (0, 1)}, "not 0"),
+        ({"ids": (1, 2**63)}, "not 9223372036854775808"),
+        ({"ids": (1, 2, 1)}, "twice .*: 1$"),
+        ({"ids": (1, 2), "ignored": (2,)}, "twice .*: 2$"),
+        ({"ids": (1, 2), "names": ("a",)}, "1 names for 2 regions"),
+        ({"ids": (1, 2), "names": ("a", "a")}, "share a name: 'a'"),
+    ],
+)
+def test_what_is_no_table_of_regions_is_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Regions(**arguments)
+
+
+def test_the_published_table_leaves_out_84() -> None:
+    assert len(PUBLISHED.ids) == 86
+    assert {*PUBLISHED.ids, *PUBLISHED.ignored} == set(range(1, 88))
+    assert PUBLISHED.ignored == (84,)
+
+
+def test_voxels_that_are_no_cubes_are_refused_unless_allowed() -> None:
+    labels = blocks(8, (9, 9, 9), 4, 4)
+    plain = regional_features(labels, FOUR)
+    assert plain.spacing is None
+    even = regional_features(labels, FOUR, (0.5, 0.5, 0.50001))
+    assert even.spacing == (0.5, 0.5, 0.50001)
+    assert_same(even, plain)
+    with pytest.raises(ValueError, match=r"^voxels of 1 × 1 × 3 mm are no cubes: .* anisotropic=True$"):
+        regional_features(labels, FOUR, (1, 1, 3))
+    assert_same(regional_features(labels, FOUR, (1, 1, 3), anisotropic=True), plain)
+    for wrong in [(1, 1), (1, 1, 0), (1, -1, 1), (1, 1, np.nan)]:
+        with pytest.raises(ValueError, match="three sizes in mm above 0"):
+            regional_features(labels, FOUR, wrong, anisotropic=True)
+
+
+# --------------------------------------------------------------------------------------------- files
+
+
+def written(path: Path, labels: np.ndarray, axes: str = "RAS", voxel: tuple[float, float, float] = (0.5,) * 3) -> Path:
+    """A file of labels [X, Y, Z] stored along `axes`."""
+    import nibabel as nib
+
+    orientations = nib.orientations
+    change = orientations.ornt_transform(orientations.axcodes2ornt("RAS"), orientations.axcodes2ornt(tuple(axes)))
+    affine = np.diag([*voxel, 1.0]) @ orientations.inv_ornt_aff(change, labels.shape)
+    assert "".join(nib.aff2axcodes(affine)) == axes
+    nib.Nifti1Image(orientations.apply_orientation(labels, change), affine).to_filename(path)
+    return path
+
+
+@pytest.mark.parametrize("axes", ["RAS", "LPS", "LIA", "PSR", "IPL", "SRA"])
+@pytest.mark.parametrize(("ending", "dtype"), [(".nii.gz", np.uint8), (".nii", np.float32)])
+def test_a_file_has_the_same_features_however_it_is_stored(tmp_path: Path, axes: str, ending: str, dtype: Any) -> None:
+    labels = blocks(9, (17, 14, 20), 5, 4)
+    found = features_of_file(written(tmp_path / f"labels{ending}", labels.astype(dtype), axes), FOUR)
+    assert_same(found, regional_features(labels, FOUR))
+    assert found.spacing == (0.5, 0.5, 0.5)
+
+
+def test_a_file_whose_voxels_are_no_cubes_is_refused_unless_allowed(tmp_path: Path) -> None:
+    labels = blocks(10, (8, 9, 10), 4, 4)
+    path = written(tmp_path / "thick.nii.gz", labels, "PSR", voxel=(0.5, 1.0, 2.0))
+    with pytest.raises(ValueError, match=r"thick\.nii\.gz: voxels of 0\.5 × 1 × 2 mm are no cubes"):
+        features_of_file(path, FOUR)
+    found = features_of_file(path, FOUR, anisotropic=True)
+    assert found.spacing == (0.5, 1, 2)
+    assert_same(found, regional_features(labels, FOUR))
+
+
+def test_files_that_hold_no_labels_are_refused_in_one_line(tmp_path: Path) -> None:
+    ones = np.ones((5, 5, 5), np.float32)
+    (tmp_path / "text.nii").write_text("no image\nat all\n" * 50)
+    for path, message in [
+        (written(tmp_path / "half.nii", ones / 2), "whole numbers"),
+        (written(tmp_path / "below.nii", -ones), "at least 0, not -1"),
+        (written(tmp_path / "other.nii", 5 * ones), "ignored: 5"),
+        (written(tmp_path / "empty.nii", 0 * ones), "the volume is empty"),
+        (tmp_path / "text.nii", r"cannot be read \(it does not begin as an image does\)"),
+    ]:
+        with pytest.raises(ValueError, match=rf"{path.name}: .*{message}") as caught:
+            features_of_file(path, FOUR)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match=r"half\.nii: its header claims .* more than .* export it again"):
+        features_of_file(tmp_path / "half.nii", FOUR, most_voxels=100)
+    with pytest.raises(ValueError, match=r"two\\nlines\.nii: .*whole numbers"):
+        features_of_file(written(tmp_path / "two\nlines.nii", ones / 2), FOUR)
+    with pytest.raises(FileNotFoundError):
+        features_of_file(tmp_path / "absent.nii", FOUR)
+
+
+# ------------------------------------------------------------------------------- choosing among them
+
+
+def by_corrcoef(features: np.ndarray, ages: np.ndarray, k: int) -> list[int]:
+    sizes = {}
+    for column in range(features.shape[1]):
+        if np.ptp(features[:, column]) > 0:
+            sizes[column] = abs(np.corrcoef(features[:, column], ages)[0, 1])
+    return sorted(sizes, key=lambda column: -sizes[column])[:k]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_choice_equals_one_by_corrcoef(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    n, features = int(rng.integers(3, 60)), int(rng.integers(1, 40))
+    ages = rng.uniform(29, 45, n)
+    scale = 10.0 ** rng.integers(-6, 3, features)
+    table = scale * (rng.standard_normal(features) * (ages[:, None] - 38) / 4 + rng.standard_normal((n, features)) + 5)
+    table[:, rng.random(features) < 0.2] = 0.3
+    for k in (1, 5, features, features + 10):
+        assert selected(table, ages, k).tolist() == by_corrcoef(table, ages, k)
+
+
+def test_the_sign_of_a_correlation_does_not_count() -> None:
+    ages = np.array([30.0, 35.0, 40.0, 44.0])
+    noise = np.array([1.0, -1.0, -1.0, 1.0])
+    assert selected(np.stack([noise, 2 * ages + noise, -ages], axis=1), ages, 2).tolist() == [2, 1]
+
+
+def test_equal_correlations_keep_the_order_of_the_columns() -> None:
+    rng = np.random.default_rng(0)
+    ages = rng.uniform(29, 45, 31)
+    strong, weak = ages + rng.standard_normal(31), ages + 9 * rng.standard_normal(31)
+    table = np.stack([weak, -strong, weak, strong, 4 * strong, -weak, strong], axis=1)
+    assert selected(table, ages, 5).tolist() == [1, 3, 4, 6, 0]
+    assert selected(np.asfortranarray(table), ages, 7).tolist() == [1, 3, 4, 6, 0, 2, 5]
+    wide = np.tile(strong[:, None], 172)
+    assert selected(wide, ages, 100).tolist() == list(range(100))
+
+
+def test_constant_features_are_never_selected() -> None:
+    ages = np.array([30.0, 35.0, 40.0, 41.0])
+    constant = np.full(4, 0.1)  # its mean is not exactly 0.1
+    table = np.stack([constant, np.array([1.0, 1.0, 1.0, 1.0 + 1e-12]), np.zeros(4), ages], axis=1)
+    assert selected(table, ages, 4).tolist() == [3, 1]
+    assert selected(table[:, :1], ages, 4).tolist() == []
+
+
+def test_the_size_of_values_does_not_count() -> None:
+    rng = np.random.default_rng(1)
+    ages = rng.uniform(29, 45, 12)
+    table = rng.standard_normal((12, 3)) * np.array([2.0**-600, 1.0, 2.0**600])
+    plain = table / np.array([2.0**-600, 1.0, 2.0**600])
+    assert selected(table, ages, 3).tolist() == by_corrcoef(plain, ages, 3)
+
+
+@pytest.mark.parametrize(
+    ("features", "ages", "k", "message"),
+    [
+        (np.ones(4), np.arange(4), 1, r"\[subjects, n\]"),
+        (np.ones((4, 2)), np.arange(5), 1, r"not \(4, 2\) and \(5,\)"),
+        (np.ones((4, 2)), np.arange(4), 0, "at least 1, not 0"),
+        (np.ones((4, 2)), np.full(4, 38.0), 1, "do not vary"),
+        (np.ones((1, 2)), np.array([38.0]), 1, "do not vary"),
+        (np.ones((0, 2)), np.array([]), 1, "do not vary"),
+        (np.ones((2, 2)), np.array([38.0, np.nan]), 1, "age is missing"),
+        (np.array([[1, np.nan, 2], [1, 2, np.inf]]), np.array([38.0, 39.0]), 1, "columns 1, 2$"),
+    ],
+)
+def test_what_cannot_be_chosen_from_is_refused(features: Any, ages: Any, k: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        selected(features, ages, k)
