@@ -176,7 +176,8 @@ def test_integers_stay_integers(tmp_path: Path) -> None:
 @pytest.mark.parametrize("file", ABLATIONS, ids=lambda path: path.stem)
 def test_the_ablations_resolve(file: Path, tmp_path: Path) -> None:
     sweep = load(file, [], cache=tmp_path)
-    assert sweep.method == "harmonizing_flows"
+    detectors = [name for name in ("mad_ad", "reflect") if file.stem.startswith(name)]
+    assert sweep.method == (detectors[0] if detectors else "harmonizing_flows")
     assert sweep.spec.sweep == f"ablation_{file.stem}"
     assert 2 <= len(sweep.trials) <= 5
     assert sweep.defaults.keys() <= sweep.spec.space.keys()
@@ -191,9 +192,16 @@ def test_defaults_are_what_the_base_has(tmp_path: Path) -> None:
 def test_ablations_share_what_they_can(tmp_path: Path) -> None:
     assert {path.stem for path in ABLATIONS} == {
         "components", "couplings", "guidance", "head", "margin", "stopping", "threshold",
+        "mad_ad_gamma", "mad_ad_score", "mad_ad_steps", "reflect_score", "reflect_size", "reflect_steps",
     }  # fmt: skip
     folder = tiny.REPO / "benchmarks" / "ablations"
-    for name, shared in (("stopping", {"train", "fit", "adapt"}), ("couplings", {"train"}), ("head", {"train"})):
+    late = [name for name in (path.stem for path in ABLATIONS) if name.endswith(("gamma", "score", "steps"))]
+    for name, shared in (
+        ("stopping", {"train", "fit", "adapt"}),
+        ("couplings", {"train"}),
+        ("head", {"train"}),
+        *((name, {"fit"}) for name in late),
+    ):
         sweep = load(folder / f"{name}.yaml", [], cache=tmp_path)
         plan = sweep.benchmark.plan
         one = Plan.of("one", [cell for cell in plan.cells if cell.method == sweep.trials[-1].name])
