@@ -313,7 +313,7 @@ def nifti_images(run: StageRun) -> None:
                     unit = volumes.to_unit(unit, mask, intensity.percentile)
             cut = volumes.Cut.of(mask, voxel, slices, brain.start)
             inside = cut.labels(mask)
-            scans.append(_scan(who, params, len(masks), len(inside), cut.spacing))
+            scans.append(scan_of(who, params, len(masks), len(inside), cut.spacing))
             pixels.append(volumes.eight_bits(cut.image(unit), inside))
             masks.append(inside)
         arrays.save_images(run.out, ImageSet(pixels.array(), masks.array(), tuple(scans)))
@@ -334,7 +334,7 @@ def nifti_labels(run: StageRun) -> None:
             brain = _brain(run.local, who["id"])
             cut = volumes.Cut.of(brain.mask, brain.voxel, slices, brain.start)
             inside = cut.labels(grouped[brain.box])
-            scans.append(_scan(who, params, len(labels), len(inside), cut.spacing))
+            scans.append(scan_of(who, params, len(labels), len(inside), cut.spacing))
             labels.append(inside)
         arrays.save_labels(run.out, LabelSet(labels.array(), tuple(params["names"]), tuple(scans)))
 
@@ -369,7 +369,7 @@ def _path(local: Mapping[str, Any], scan: str, role: str) -> Path:
     return Path(local["root"]) / local["files"][scan][role]
 
 
-def _scan(
+def scan_of(
     who: Mapping[str, Any], params: Mapping[str, Any], start: int, n: int, spacing: tuple[float, float, float]
 ) -> Scan:
     site, modality = params["site"], params["modality"]

@@ -17,7 +17,7 @@ from pydantic import field_validator
 from torch import Tensor, nn
 
 from harness.api import ApplyData, Context, ImageSet, Scan, State, TestTimeAdapter, hyper
-from methods.tasks._geometry import affine_grid, affine_matrices, resample, resample_labels
+from methods.networks.resampling import affine_grid, affine_matrices, resample, resample_labels
 
 PRIORS = "Wang et al. 2019, priors of the acquisition model, reconstructed"
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from harness.api import Generalizer, hyper
-from methods.tasks._geometry import affine_grid, affine_matrices, resample, resample_labels
+from methods.networks.resampling import affine_grid, affine_matrices, resample, resample_labels
 
 Transform = Literal["sharpen", "blur", "noise", "brightness", "gamma", "perturb", "rotate", "zoom", "elastic"]
 Range = tuple[float, float]

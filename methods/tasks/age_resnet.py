@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from harness.api import Augment, Context, ImageSet, MethodError, State, TaskData, TaskModel, hyper
 from harness.training import load_weights, seeded, train
-from methods.tasks._geometry import random_grid, resample
+from methods.networks.resampling import random_grid, resample
 from methods.tasks.segmenter_2d import SegmenterTraining
 
 THESIS = "Harmonizing Flows thesis ch. 2, age regression network"

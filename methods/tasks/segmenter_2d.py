@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from harness.api import Augment, Context, ImageSet, LabelSet, MethodError, State, TaskData, TaskModel, hyper
 from harness.training import TrainingSettings, load_weights, seeded, train
-from methods.tasks._geometry import random_grid, resample, resample_labels
+from methods.networks.resampling import random_grid, resample, resample_labels
 
 THESIS = "Harmonizing Flows thesis ch. 2, segmentation network"
 NNUNET = "nnU-Net 2-D defaults (Isensee et al., Nature Methods 2021)"

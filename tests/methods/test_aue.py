@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from harness.api import ApplyData, Augment, Context, ImageSet, Scan, State, TaskData, TaskHandle, TaskModel
 from harness.conformance import check_method
 from methods.adaptation.aue import Aue, _Draws, share_entropy, variation
-from methods.tasks._geometry import resample_labels
+from methods.networks.resampling import resample_labels
 
 
 class Levels(nn.Module):

@@ -17,7 +17,7 @@ from harness.conformance import check_method
 from harness.data.arrays import load_state, save_state
 from harness.metrics.overlap import dsc, joint_counts
 from methods.adaptation.bigaug import BigAug
-from methods.tasks._geometry import affine_matrices
+from methods.networks.resampling import affine_matrices
 from methods.tasks.segmenter_2d import Segmenter2d, SegmenterTraining, mean_dice, soft_dice_loss
 
 NAMES = ("background", "disc", "ring")

@@ -21,7 +21,7 @@ from methods.anomaly.components.learning import check_size, not_empty, portions,
 from methods.anomaly.components.schedules import Schedule, cosine_schedule, linear_schedule
 from methods.anomaly.components.simplex import Fields, Simplex
 from methods.networks.diffusion_unet import DiffusionUNet
-from methods.tasks._geometry import affine_grid, affine_matrices, resample
+from methods.networks.resampling import affine_grid, affine_matrices, resample
 
 CODE = "AutoDDPM and THOR (Bercea et al., 2023, 2024), code"
 WEIGHTS = "weights."
