@@ -117,7 +117,10 @@ def audit(benchmark: Benchmark) -> list[Problem]:
     missing = benchmark.dataset.missing()
     if missing:
         return [Problem(benchmark.spec.data.card, line) for line in missing]
-    return benchmark.dataset.audit(benchmark.sites)
+    problems = benchmark.dataset.audit(benchmark.sites)
+    for site, part, choice in () if problems else benchmark.extra.get("choices", ()):
+        problems += benchmark.dataset.audit_choice(site, part, choice)
+    return problems
 
 
 def run(

@@ -26,6 +26,7 @@ from harness.problems import UserError
 from harness.registry import Entry
 from harness.results import detections, exhibits
 from harness.results import records as table
+from harness.run import audit
 from harness.spec import load
 from harness.tracks.anomaly import collect
 from harness.tracks.anomaly.plan import COSTS
@@ -173,6 +174,24 @@ def test_mistakes_are_told_in_a_line(tmp_path: Path, data: Path, changes: dict[s
         benchmark(tmp_path, data, **changes)
     assert any(message in str(problem) for problem in told.value.problems), told.value.problems
     assert all("toy.yaml:" in str(problem) for problem in told.value.problems)
+
+
+def test_slices_that_nobody_has_are_told_before_a_run(tmp_path: Path, data: Path) -> None:
+    """Every slice of the validation patients has a lesion, so no threshold could be fixed."""
+    import nibabel as nib
+
+    folder = tmp_path / "data"
+    shutil.copytree(data, folder)
+    settings = {"same": {"train": "PATIENTS"}}
+    assert audit(benchmark(tmp_path / "before", folder, settings=settings)) == []
+    sides = benchmark(tmp_path / "sides", folder, settings=settings).dataset.subjects()
+    for subject in (subject for subject, side in sides.items() if side == "validation"):
+        path = folder / "patients" / f"{subject.removeprefix('PATIENTS-')}_label.nii"
+        if path.is_file():
+            everywhere = np.ones((lesion_scans.SIDE, lesion_scans.SIDE, lesion_scans.SLICES), np.uint8)
+            nib.Nifti1Image(everywhere, np.diag([2.0, 2.0, 5.0, 1.0])).to_filename(path)
+    (problem,) = audit(benchmark(tmp_path / "after", folder, settings=settings))
+    assert "PATIENTS validation" in str(problem)
 
 
 # --------------------------------------------------------------------------------------------- a run

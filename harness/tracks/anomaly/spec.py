@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ from pydantic import Field
 from harness.anomaly import AnomalyDetector, Processing
 from harness.api import Settings
 from harness.data.dataset import Dataset
-from harness.data.schema import Choice
+from harness.data.schema import SPLITS, Choice, Part
 from harness.metrics.catalogue import METRICS
 from harness.problems import Problem, did_you_mean
 from harness.tracks import base
@@ -22,7 +23,6 @@ COMMON = Processing(erode=3, median=5, smallest=7)
 """The chain that is the same for all methods (ours, with the lengths of pDDPM)."""
 
 
-LEARNT_FROM: tuple[Literal["train", "validation"], ...] = ("train", "validation")
 Processed = Literal["raw", "common", "published"]
 RAW: Processed = "raw"
 
@@ -109,6 +109,7 @@ def resolve(document: Document, cache: Path, root: Path | None = None) -> base.B
         "reference_sites": sites,
         "processing": tuple(spec.processing),
         "examples": examples,
+        "choices": tuple(dict.fromkeys(choice for s in settings for choice in _choices(s, spec))),
     }
     return base.Benchmark(spec, dataset, sites, rows, plan, extra, places)
 
@@ -154,9 +155,16 @@ def _settings(document: Document, spec: AnomalySpec, dataset: Dataset) -> tuple[
     return tuple(found), problems
 
 
+def _choices(setting: Setting, spec: AnomalySpec) -> Iterator[tuple[str, Part, Choice]]:
+    """Site, split and choice of every set of slices that a setting needs."""
+    for split in SPLITS:
+        yield setting.train, split, "healthy"
+    yield setting.test, setting.subjects, spec.slices.test
+
+
 def _apart(document: Document, at: tuple[str, ...], dataset: Dataset, train: str, test: str) -> list[Problem]:
     """A person may not be learnt from at one site and sought at another."""
-    learnt = {scan.subject for split in LEARNT_FROM for scan in dataset.scans(train, split)}
+    learnt = {scan.subject for split in SPLITS[:2] for scan in dataset.scans(train, split)}
     both = sorted(learnt & {scan.subject for scan in dataset.scans(test)})
     if not both:
         return []
