@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,12 @@ class MetricInfo:
 
     id: str
     name: str
-    unit: str
-    lower_is_better: bool
-    digits: int
-    per_label: bool
-    per_subject: bool
     doc: str
+    unit: str = ""
+    lower_is_better: bool = False
+    digits: int = 2
+    per_label: bool = False
+    per_subject: bool = False
     shown_unit: str = ""
     scale: float = 1.0
     reduce: Literal["mean", "sum"] = "mean"
@@ -54,367 +54,236 @@ class MetricInfo:
         return first < second if self.lower_is_better else first > second
 
 
+def _share(metric_id: str, name: str, doc: str, **more: Any) -> MetricInfo:
+    """A metric between 0 and 1, shown in percent."""
+    return MetricInfo(metric_id, name, doc, shown_unit="%", scale=100, **more)
+
+
 _ALL = (
-    MetricInfo(
+    _share(
         "dsc",
         "DSC",
-        unit="",
-        shown_unit="%",
-        scale=100,
-        lower_is_better=False,
-        digits=2,
+        "Dice similarity of one structure in one scan: 2TP/(P+G). Absent in both: left out; in one: 0.",
         per_label=True,
         per_subject=True,
-        doc="Dice similarity of one structure in one scan: 2TP/(P+G). Absent in both: left out; in one: 0.",
     ),
     MetricInfo(
         "hd95",
         "HD95",
+        "Larger of the two directed 95th percentiles of surface distance, true voxel spacing. A structure missing in "
+        "the prediction or the label counts as the diagonal of the volume.",
         unit="mm",
         shown_unit="mm",
         lower_is_better=True,
-        digits=2,
         per_label=True,
         per_subject=True,
-        doc="Larger of the two directed 95th percentiles of surface distance, true voxel spacing. A structure "
-        "missing in the prediction or the label counts as the diagonal of the volume.",
     ),
     MetricInfo(
         "hd95_pooled",
         "HD95 pooled",
+        "95th percentile of the distances of both directions together, true voxel spacing.",
         unit="mm",
         shown_unit="mm",
         lower_is_better=True,
-        digits=2,
         per_label=True,
         per_subject=True,
-        doc="95th percentile of the distances of both directions together, true voxel spacing.",
         variant_of="hd95",
     ),
     MetricInfo(
         "hd95_unit",
         "HD95 unit",
+        "As pooled, with a spacing of 1 along every axis: comparable with published tables that pass none.",
         unit="voxel",
         shown_unit="voxel",
         lower_is_better=True,
-        digits=2,
         per_label=True,
         per_subject=True,
-        doc="As pooled, with a spacing of 1 along every axis: comparable with published tables that pass none.",
         variant_of="hd95",
     ),
     MetricInfo(
         "hd95_missing",
         "missing",
+        "Structures per scan that are in the label or the prediction only, and so carry the HD95 penalty.",
         unit="structures",
         lower_is_better=True,
-        digits=2,
         per_label=True,
         per_subject=True,
-        doc="Structures per scan that are in the label or the prediction only, and so carry the HD95 penalty.",
         reduce="sum",
         variant_of="hd95",
     ),
     MetricInfo(
         "mae",
         "MAE",
+        "Absolute error of the predicted age of one scan; its mean is the mean absolute error.",
         unit="weeks",
         shown_unit="weeks",
         lower_is_better=True,
-        digits=2,
-        per_label=False,
         per_subject=True,
-        doc="Absolute error of the predicted age of one scan; its mean is the mean absolute error.",
     ),
     MetricInfo(
         "mse",
         "MSE",
+        "Squared error of the predicted age of one scan; its mean is the mean squared error.",
         unit="weeks²",
         shown_unit="weeks²",
         lower_is_better=True,
-        digits=2,
-        per_label=False,
         per_subject=True,
-        doc="Squared error of the predicted age of one scan; its mean is the mean squared error.",
     ),
     MetricInfo(
         "wasserstein",
         "WD",
-        unit="",
+        "1-Wasserstein distance between the grey-level histograms of the harmonised site and the source site: brain "
+        "voxels only, 256 levels scaled to 0..1.",
         lower_is_better=True,
         digits=4,
-        per_label=False,
-        per_subject=False,
-        doc="1-Wasserstein distance between the grey-level histograms of the harmonised site and the source "
-        "site: brain voxels only, 256 levels scaled to 0..1.",
     ),
     MetricInfo(
         "psnr",
         "PSNR",
+        "Peak signal-to-noise ratio against the same subject imaged at the source site, brain voxels.",
         unit="dB",
         shown_unit="dB",
-        lower_is_better=False,
-        digits=2,
-        per_label=False,
         per_subject=True,
-        doc="Peak signal-to-noise ratio against the same subject imaged at the source site, brain voxels.",
     ),
     MetricInfo(
         "ssim",
         "SSIM",
-        unit="",
-        lower_is_better=False,
+        "Structural similarity with the same subject imaged at the source site, brain voxels.",
         digits=4,
-        per_label=False,
         per_subject=True,
-        doc="Structural similarity with the same subject imaged at the source site, brain voxels.",
     ),
-    MetricInfo(
+    _share(
         "auroc",
         "AUROC",
-        unit="",
-        shown_unit="%",
-        scale=100,
-        lower_is_better=False,
-        digits=2,
-        per_label=False,
-        per_subject=False,
-        doc="Area under the ROC curve over the pixels of all images pooled; every distinct score is a threshold.",
+        "Area under the ROC curve over the pixels of all images pooled; every distinct score is a threshold.",
     ),
-    MetricInfo(
+    _share(
         "ap",
         "AP",
-        unit="",
-        shown_unit="%",
-        scale=100,
-        lower_is_better=False,
-        digits=2,
-        per_label=False,
-        per_subject=False,
-        doc="Average precision (AUPRC) over the pixels of all images pooled. A constant map scores the share of "
-        "abnormal pixels.",
+        "Average precision (AUPRC) over the pixels of all images pooled. A constant map scores the share of abnormal "
+        "pixels.",
     ),
-    MetricInfo(
+    _share(
         "aupro",
         "AUPRO",
-        unit="",
-        shown_unit="%",
-        scale=100,
-        lower_is_better=False,
-        digits=2,
-        per_label=False,
-        per_subject=False,
-        doc="Area under the per-region overlap curve up to a false-positive rate of 0.3, divided by 0.3; regions are "
+        "Area under the per-region overlap curve up to a false-positive rate of 0.3, divided by 0.3; regions are "
         "connected over faces, edges and corners.",
     ),
-    MetricInfo(
+    _share(
         "image_auroc",
         "image AUROC",
-        unit="",
-        shown_unit="%",
-        scale=100,
-        lower_is_better=False,
-        digits=2,
-        per_label=False,
-        per_subject=False,
-        doc="Area under the ROC curve of images, each scored by the largest value of its map.",
+        "Area under the ROC curve of images, each scored by the largest value of its map.",
     ),
-    MetricInfo(
+    _share(
         "max_dice_global",
         "global max Dice",
-        unit="",
-        shown_unit="%",
-        scale=100,
-        lower_is_better=False,
-        digits=2,
-        per_label=False,
-        per_subject=False,
-        doc="Dice of the pixels of all images pooled at the threshold that is best for the scored labels: "
-        "pixel-level F1max.",
+        "Dice of the pixels of all images pooled at the threshold that is best for the scored labels: pixel-level "
+        "F1max.",
     ),
-    MetricInfo(
+    _share(
         "max_dice_shared",
         "shared max Dice",
-        unit="",
-        shown_unit="%",
-        scale=100,
-        lower_is_better=False,
-        digits=2,
-        per_label=False,
-        per_subject=False,
-        doc="Mean over images of their Dice at the one threshold that is best for the scored labels.",
+        "Mean over images of their Dice at the one threshold that is best for the scored labels.",
         variant_of="max_dice_global",
     ),
-    MetricInfo(
+    _share(
         "dice_operating",
         "Dice at threshold",
-        unit="",
-        shown_unit="%",
-        scale=100,
-        lower_is_better=False,
-        digits=2,
-        per_label=False,
+        "Dice of one subject at the threshold that healthy validation maps fixed at a stated false-positive rate.",
         per_subject=True,
-        doc="Dice of one subject at the threshold that healthy validation maps fixed at a stated false-positive rate.",
     ),
-    MetricInfo(
+    _share(
         "fpr_healthy",
         "FPR healthy",
-        unit="",
-        shown_unit="%",
-        scale=100,
+        "Share of the pixels of one healthy subject that are called abnormal at the threshold fixed beforehand.",
         lower_is_better=True,
-        digits=2,
-        per_label=False,
         per_subject=True,
-        doc="Share of the pixels of one healthy subject that are called abnormal at the threshold fixed beforehand.",
         counts=False,
     ),
-    MetricInfo(
+    _share(
         "max_dice_oracle",
         "oracle max Dice",
-        unit="",
-        shown_unit="%",
-        scale=100,
-        lower_is_better=False,
-        digits=2,
-        per_label=False,
-        per_subject=False,
-        doc="Mean over images of the Dice at the threshold that is best for each image by its own label: a bound, "
-        "never ranked.",
+        "Mean over images of the Dice at the threshold that is best for each image by its own label: a bound, never "
+        "ranked.",
         variant_of="max_dice_global",
         counts=False,
     ),
-    MetricInfo(
+    _share(
         "auroc_full",
         "AUROC full",
-        unit="",
-        shown_unit="%",
-        scale=100,
-        lower_is_better=False,
-        digits=2,
-        per_label=False,
-        per_subject=False,
-        doc="As AUROC, with the background of the images among the normal pixels.",
+        "As AUROC, with the background of the images among the normal pixels.",
         variant_of="auroc",
     ),
-    MetricInfo(
+    _share(
         "ap_full",
         "AP full",
-        unit="",
-        shown_unit="%",
-        scale=100,
-        lower_is_better=False,
-        digits=2,
-        per_label=False,
-        per_subject=False,
-        doc="As AP, with the background of the images among the normal pixels.",
+        "As AP, with the background of the images among the normal pixels.",
         variant_of="ap",
     ),
-    MetricInfo(
+    _share(
         "max_dice_binned",
         "max Dice by size",
-        unit="",
-        shown_unit="%",
-        scale=100,
-        lower_is_better=False,
-        digits=2,
+        "Dice of the pixels of all images of one bin of lesion area at the threshold that is best for the bin. Bins "
+        "are in pixels, scaled from slices of 128 × 128.",
         per_label=True,
-        per_subject=False,
-        doc="Dice of the pixels of all images of one bin of lesion area at the threshold that is best for the bin. "
-        "Bins are in pixels, scaled from slices of 128 × 128.",
         variant_of="max_dice_global",
     ),
-    MetricInfo(
+    _share(
         "max_dice_binned_mm2",
         "max Dice by mm²",
-        unit="",
-        shown_unit="%",
-        scale=100,
-        lower_is_better=False,
-        digits=2,
+        "As max Dice by size, with bins in mm²: those of slices of 128 × 128 pixels of 2 mm.",
         per_label=True,
-        per_subject=False,
-        doc="As max Dice by size, with bins in mm²: those of slices of 128 × 128 pixels of 2 mm.",
         variant_of="max_dice_global",
     ),
-    MetricInfo(
+    _share(
         "max_dice_bin_weighted",
         "bin-weighted max Dice",
-        unit="",
-        shown_unit="%",
-        scale=100,
-        lower_is_better=False,
-        digits=2,
-        per_label=False,
-        per_subject=False,
-        doc="Mean of the bins' max Dice by size, weighted by their images: what some publications call the average.",
+        "Mean of the bins' max Dice by size, weighted by their images: what some publications call the average.",
         variant_of="max_dice_global",
     ),
-    MetricInfo(
+    _share(
         "dice_gap",
         "oracle gap",
-        unit="",
-        shown_unit="%",
-        scale=100,
+        "Global max Dice less the pooled Dice at the threshold fixed on healthy slices: what the labels would add.",
         lower_is_better=True,
-        digits=2,
-        per_label=False,
-        per_subject=False,
-        doc="Global max Dice less the pooled Dice at the threshold fixed on healthy slices: what the labels would add.",
         counts=False,
     ),
     MetricInfo(
         "parameters",
         "parameters",
-        unit="",
+        "Parameters of all networks that a detection calls.",
         shown_unit="M",
-        scale=1e-6,
+        scale=1e-06,
         lower_is_better=True,
-        digits=2,
-        per_label=False,
-        per_subject=False,
-        doc="Parameters of all networks that a detection calls.",
         counts=False,
     ),
     MetricInfo(
         "evaluations",
         "evaluations",
-        unit="",
-        shown_unit="",
-        scale=1,
+        "Network evaluations for one slice, counted as they happen; those of autoencoders and of perceptual losses "
+        "are left out.",
         lower_is_better=True,
         digits=1,
-        per_label=False,
-        per_subject=False,
-        doc="Network evaluations for one slice, counted as they happen; those of autoencoders and of perceptual "
-        "losses are left out.",
         counts=False,
     ),
     MetricInfo(
         "seconds_per_slice",
         "time",
+        "Time of a detection for one slice, loading of weights included.",
         unit="s",
         shown_unit="s",
-        scale=1,
         lower_is_better=True,
         digits=3,
-        per_label=False,
-        per_subject=False,
-        doc="Time of a detection for one slice, loading of weights included.",
         counts=False,
     ),
     MetricInfo(
         "peak_memory",
         "memory",
+        "Largest memory during a detection: of the GPU where there is one, else of the process.",
         unit="byte",
         shown_unit="GiB",
         scale=1 / 2**30,
         lower_is_better=True,
-        digits=2,
-        per_label=False,
-        per_subject=False,
-        doc="Largest memory during a detection: of the GPU where there is one, else of the process.",
         counts=False,
     ),
 )
