@@ -6,6 +6,7 @@ evaluations are counted as they happen, never declared.
 
 from __future__ import annotations
 
+import itertools
 import resource
 import time
 from collections import Counter
@@ -27,7 +28,7 @@ Role = Literal["network", "autoencoder", "perceptual"]
 
 @dataclass
 class Meter:
-    """evaluations: images that went through the networks of each role. parameters: of each network by its identity.
+    """evaluations: images that went through the networks of each role. parameters: of each network by its number.
 
     seconds: of the whole call. peak_bytes: of the GPU where there is one, else of the process.
     """
@@ -47,6 +48,7 @@ class Meter:
         }
 
 
+_NUMBERS = itertools.count()
 _METER: ContextVar[Meter | None] = ContextVar("meter", default=None)
 
 
@@ -56,12 +58,14 @@ def counted(network: Network, role: Role = "network") -> Network:
     The first tensor argument is [B, ...]. A network that contains another counted one counts both.
     """
 
+    number = next(_NUMBERS)  # not its address, which another network may get once this one is gone
+
     def count(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         meter = _METER.get()
         if meter is not None:
             first = next(value for value in (*args, *kwargs.values()) if hasattr(value, "shape"))
             meter.evaluations[role] += int(first.shape[0])
-            meter.parameters[id(module)] = sum(p.numel() for p in module.parameters())
+            meter.parameters[number] = sum(p.numel() for p in module.parameters())
 
     network.register_forward_pre_hook(count, with_kwargs=True)
     return network
@@ -69,7 +73,7 @@ def counted(network: Network, role: Role = "network") -> Network:
 
 @contextmanager
 def measured(device: str) -> Iterator[Meter]:
-    """Measure everything inside. Parameters of networks that live at the same time are told apart."""
+    """Measure everything inside."""
     meter = Meter()
     _restart_peak(device)
     token, started = _METER.set(meter), time.perf_counter()

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from discs import bright as images
 from pydantic import ValidationError
 
 from harness.anomaly import NormalData
-from harness.api import Context, ImageSet, MethodError, Scan, State
+from harness.api import Context, ImageSet, MethodError, State
 from harness.conformance import check_method
 from harness.contract import check_maps
 from harness.cost import measured
@@ -20,25 +21,10 @@ from methods.anomaly.components.diffusion_prior import DiffusionPrior
 from methods.anomaly.ddpm import DDPM
 
 
-def images(scans: int = 3, side: int = 16, seed: int = 0, slices: int = 2) -> ImageSet:
-    """Discs of random brightness."""
-    rng = np.random.default_rng(seed)
-    rows, columns = np.mgrid[:side, :side] - (side - 1) / 2
-    mask = np.repeat((np.hypot(rows, columns) < 0.4 * side)[None], scans * slices, 0)
-    pixels = mask * rng.uniform(0.4, 0.8, (scans * slices, 1, 1))
-    places = tuple(Scan(f"s{i}", f"s{i}", "a", i * slices, (i + 1) * slices, (1, 1, 1)) for i in range(scans))
-    return ImageSet(pixels.astype(np.float32), mask, places)
-
-
 def only(found: ImageSet, scan: int) -> ImageSet:
     chosen = found.scans[scan]
     alone = replace(chosen, start=0, stop=chosen.stop - chosen.start)
     return ImageSet(found.pixels[chosen.slices], found.mask[chosen.slices], (alone,))
-
-
-@pytest.fixture(scope="module")
-def ctx(tmp_path_factory: pytest.TempPathFactory) -> Context:
-    return Context(seed=3, device="cpu", scratch=tmp_path_factory.mktemp("scratch"), log=lambda *_: None)
 
 
 def learn(prior: DiffusionPrior, ctx: Context) -> State:

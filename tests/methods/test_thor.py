@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from discs import bright as images
 from pydantic import ValidationError
 from safetensors.torch import save_file
 from scipy import ndimage
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from harness.anomaly import NormalData
-from harness.api import Context, ImageSet, MethodError, Scan, State
+from harness.api import Context, ImageSet, MethodError, State
 from harness.conformance import check_method
 from harness.contract import check_maps
 from harness.cost import measured
@@ -28,21 +29,6 @@ from methods.anomaly.components.schedules import CLEAN
 from methods.anomaly.thor.maps import HarmonicMean, anomaly, dilated, eroded, replacement, scaled_radius
 from methods.anomaly.thor.method import Thor
 from methods.networks.diffusion_unet import DiffusionUNet
-
-
-def images(scans: int = 3, side: int = 16, seed: int = 0, slices: int = 2) -> ImageSet:
-    """Discs of random brightness."""
-    rng = np.random.default_rng(seed)
-    rows, columns = np.mgrid[:side, :side] - (side - 1) / 2
-    mask = np.repeat((np.hypot(rows, columns) < 0.4 * side)[None], scans * slices, 0)
-    pixels = mask * rng.uniform(0.4, 0.8, (scans * slices, 1, 1))
-    places = tuple(Scan(f"s{i}", f"s{i}", "a", i * slices, (i + 1) * slices, (1, 1, 1)) for i in range(scans))
-    return ImageSet(pixels.astype(np.float32), mask, places)
-
-
-@pytest.fixture(scope="module")
-def ctx(tmp_path_factory: pytest.TempPathFactory) -> Context:
-    return Context(seed=3, device="cpu", scratch=tmp_path_factory.mktemp("scratch"), log=lambda *_: None)
 
 
 @pytest.fixture(scope="module")

@@ -23,3 +23,13 @@ def site(levels: tuple[int, int], n: int = 12, seed: int = 0, size: tuple[int, i
 
 
 SOURCE, VALIDATION, TARGET = site((90, 190)), site((90, 190), 6, seed=1), site((150, 110), 10, seed=2)
+
+
+def bright(scans: int = 3, side: int = 16, seed: int = 0, slices: int = 2) -> ImageSet:
+    """Discs of random brightness, without noise, float32; several scans of several slices."""
+    rng = np.random.default_rng(seed)
+    rows, columns = np.mgrid[:side, :side] - (side - 1) / 2
+    mask = np.repeat((np.hypot(rows, columns) < 0.4 * side)[None], scans * slices, 0)
+    pixels = mask * rng.uniform(0.4, 0.8, (scans * slices, 1, 1))
+    places = tuple(Scan(f"s{i}", f"s{i}", "a", i * slices, (i + 1) * slices, (1, 1, 1)) for i in range(scans))
+    return ImageSet(pixels.astype(np.float32), mask, places)
