@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import registry
+from harness.anomaly import Component
 from harness.api import Adaptive, Generalizer, Method
 from harness.home import Home
 from harness.problems import Problem, UserError
@@ -51,7 +52,14 @@ def method_card(method_id: str) -> dict[str, Any]:
         "description": _doc(cls),
         "notes": cls.notes,
         "fields": fields(cls),
+        "components": components(cls),
     }
+
+
+def components(cls: type[Method]) -> dict[str, str]:
+    """Field → id of the component that it holds by default, which has a card of its own."""
+    defaults = {name: info.get_default(call_default_factory=True) for name, info in cls.model_fields.items()}
+    return {name: default.id for name, default in defaults.items() if isinstance(default, Component)}
 
 
 def fields(cls: type[Any], prefix: str = "") -> list[dict[str, Any]]:
@@ -139,8 +147,16 @@ def show_method(method_id: str, console: Console) -> None:
         table = Table(box=None, pad_edge=False, header_style="dim")
         for name in ("field", "default", "meaning", "origin"):
             table.add_column(name, overflow="fold")
+        shown: set[str] = set()
         for row in card["fields"]:
-            table.add_row(f"[bold]{row['name']}", str(row["default"]), row["description"], row["origin"])
+            field = row["name"].partition(".")[0]
+            if field not in card["components"]:
+                table.add_row(f"[bold]{row['name']}", str(row["default"]), row["description"], row["origin"])
+            elif field not in shown:
+                component = card["components"][field]
+                where = f"its fields: harness methods {component}"
+                table.add_row(f"[bold]{field}.…", component, "component, learnt once for all that use it", where)
+                shown.add(field)
         console.print(table)
 
 

@@ -38,6 +38,8 @@ def test_lists_and_cards(tmp_path: Path) -> None:
     assert isinstance(listed, list)
     assert {"none", "histogram_matching", "combat", "tent", "segmenter_2d"} <= {row["id"] for row in listed}
     card = answer("methods", "tent")
+    assert card["components"] == {}
+    assert answer("methods", "mad_ad")["components"] == {"denoiser": "mad_ad_denoiser"}
     assert card["traits"] == {"source_free": True, "task_agnostic": False, "unknown_domains": True}
     assert isinstance(card["fields"], list)
     assert all(row["description"] and row["origin"] for row in card["fields"])

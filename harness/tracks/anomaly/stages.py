@@ -42,8 +42,9 @@ def detect(run: StageRun) -> None:
         found = method.detect(state, images, _context(run))
     own_scores = isinstance(found, AnomalyMaps) and found.image_scores is not None
     checked = check_maps(found, images)
+    assert checked.image_scores is not None
     np.save(run.out / "maps.npy", checked.maps, allow_pickle=False)
-    np.save(run.out / "scores.npy", checked.image_scores, allow_pickle=False)  # type: ignore[arg-type]
+    np.save(run.out / "scores.npy", checked.image_scores, allow_pickle=False)
     if checked.reconstruction is not None:
         levels = np.rint(checked.reconstruction * 255).astype(np.uint8)
         np.save(run.out / "reconstruction.npy", levels, allow_pickle=False)

@@ -64,7 +64,7 @@ class ReflectVelocity(Component):
     notes = (
         "Where the thesis and the authors' code differ, defaults follow the code and fields offer the thesis's values: "
         "filled walks, counts of regions, severities, the learning rate. Ours: regions end at the brain's edge; a "
-        "batch of 192 for two accumulated ones of 96; the course of the cosine; all that the autoencoder, the latents "
+        "batch of 192 for two accumulated ones of 96; all that the autoencoder, the latents "
         "and the textures say of themselves."
     )
 
