@@ -90,8 +90,16 @@ class _Learner(Method, ABC):
         return {}
 
     def files(self) -> tuple[str, ...]:
-        """Files, or folders of them, that these settings have it read; their contents count, wherever they lie."""
+        """Files, or folders of them, that these settings have it read.
+
+        Their contents count, wherever they lie, and a run does not start without them.
+        """
         return ()
+
+    def all_files(self) -> tuple[str, ...]:
+        """Its own files and those of all its components, theirs included."""
+        of_components = (path for component in self.components().values() for path in component.all_files())
+        return tuple(dict.fromkeys((*self.files(), *of_components)))
 
 
 class Component(_Learner, ABC):

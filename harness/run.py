@@ -113,11 +113,16 @@ def ready(benchmark: Benchmark, home: Home) -> Store:
 
 
 def audit(benchmark: Benchmark) -> list[Problem]:
-    """Everything wrong with the data of the benchmark's sites."""
+    """Everything wrong with the data of the benchmark's sites, and with files that its methods are to read."""
     missing = benchmark.dataset.missing()
     if missing:
         return [Problem(benchmark.spec.data.card, line) for line in missing]
-    problems = benchmark.dataset.audit(benchmark.sites)
+    problems = [
+        Problem(path, "a method is to read it, but there is no such file or folder; mend the path or drop the field")
+        for path in benchmark.extra.get("files", ())
+        if not Path(path).expanduser().exists()
+    ]
+    problems += benchmark.dataset.audit(benchmark.sites)
     for site, part, choice in () if problems else benchmark.extra.get("choices", ()):
         problems += benchmark.dataset.audit_choice(site, part, choice)
     return problems

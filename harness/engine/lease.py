@@ -56,6 +56,10 @@ class Leases:
         self._thread.join()
         for key in list(self._held):
             self.release(key)
+        # Of a run that was killed between a commit and the return of its lease: nobody asks for what is finished.
+        for key in self.desk.names("leases"):
+            if (owner := self.desk.read(f"leases/{key}")) and not self._alive(owner):
+                self.desk.seize(f"leases/{key}")
         shutil.rmtree(self.root / "tmp" / self.run, ignore_errors=True)
         self.desk.remove(f"runs/{self.run}.json")
 

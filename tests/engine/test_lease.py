@@ -80,6 +80,15 @@ def test_a_beating_run_on_another_host_keeps_its_lease(
             assert not ours.acquire("k")
 
 
+def test_what_a_dead_run_never_gave_back_is_cleared_away(tmp_path: Path, desk: Desk) -> None:
+    with Leases(tmp_path, desk) as ours:
+        desk.write("leases/finished", "dead")
+        desk.write("leases/theirs", "living")
+        desk.write("runs/living.json", json.dumps({"count": 5, "host": "elsewhere/boot", "pid": 1, "started": "1"}))
+        assert ours.acquire("ours")
+    assert desk.names("leases") == ["theirs"]
+
+
 def test_a_download_under_way_is_not_swept_away(tmp_path: Path) -> None:
     for name in (f"{DOWNLOADS}{os.getpid()}", f"{DOWNLOADS}999999999", "deadbeef"):
         (tmp_path / "tmp" / name).mkdir(parents=True)

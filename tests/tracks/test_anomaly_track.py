@@ -151,6 +151,13 @@ def test_the_contents_of_a_file_that_a_component_reads_count(tmp_path: Path, dat
     assert keys(tmp_path / "elsewhere.bin", b"one") == first
 
 
+def test_a_file_that_is_not_there_is_told_before_a_run(tmp_path: Path, data: Path) -> None:
+    methods = {"deviations": {"id": "in_deviations", "spread": {"level": {"file": str(tmp_path / "absent.bin")}}}}
+    found = benchmark(tmp_path, data, methods=methods, report={"baseline": "deviations"})
+    (problem,) = audit(found)
+    assert str(problem).startswith(f"{tmp_path / 'absent.bin'}: a method is to read it")
+
+
 def test_cells_say_where_was_learnt_and_sought(tmp_path: Path, data: Path) -> None:
     cells = {(c.source, c.target) for c in benchmark(tmp_path, data).plan.cells}
     assert cells == {("healthy", "same"), ("HEALTHY", "other")}

@@ -98,7 +98,7 @@ class _Wiring:
 
     def cell(self, row: Row, setting: Setting, seed: int, *, pictures: bool) -> Cell:
         finals = {"scores": self._score(row, setting, seed)}
-        if pictures and type(_detector(row)).illustrate is not AnomalyDetector.illustrate:
+        if pictures and type(detector_of(row)).illustrate is not AnomalyDetector.illustrate:
             finals["pictures"] = self._illustrate(row, setting, seed)
         return Cell(row.name, setting.source, setting.name, seed, finals)
 
@@ -129,7 +129,7 @@ class _Wiring:
         )
 
     def _fit(self, row: Row, train: str, seed: int) -> Stage:
-        method = _detector(row)
+        method = detector_of(row)
         early = [name for name in type(method).model_fields if name not in method.late_fields]
         return self._learning(f"fit {row.name} {train}", method, row.payload(early), ("fit", method.id), train, seed)
 
@@ -175,7 +175,7 @@ class _Wiring:
     # ------------------------------------------------------------------------------------- using
 
     def _state(self, row: Row, train: str, seed: int) -> dict[str, Stage]:
-        method = _detector(row)
+        method = detector_of(row)
         own = {"state": self._fit(row, train, seed)} if method.has_fit() else {}
         return {**own, **self._learnt(method, train, seed)}
 
@@ -190,8 +190,8 @@ class _Wiring:
             needs={"images": self._images(setting, purpose), **self._state(row, setting.train, seed)},
             resources="apply",
             code=(row.target,),
-            data=contents_of(_detector(row).files(), self.dataset.cache),
-            seed=seed_of("detect", _detector(row).id, setting.train, site, purpose, seed),
+            data=contents_of(detector_of(row).files(), self.dataset.cache),
+            seed=seed_of("detect", detector_of(row).id, setting.train, site, purpose, seed),
         )
         return self._one(stage, f"detect {row.name} {place}{_replicate(seed)}")
 
@@ -200,7 +200,7 @@ class _Wiring:
         known = {
             "raw": Processing(),
             "common": self.protocol.common,
-            "published": _detector(row).published_processing(),
+            "published": detector_of(row).published_processing(),
         }
         return {name: known[name].model_dump(mode="json") for name in self.protocol.processing}
 
@@ -263,12 +263,13 @@ class _Wiring:
             },
             resources="apply",
             code=(row.target,),
-            data=contents_of(_detector(row).files(), self.dataset.cache),
-            seed=seed_of("detect", _detector(row).id, setting.train, setting.test, "lesions", seed),
+            data=contents_of(detector_of(row).files(), self.dataset.cache),
+            seed=seed_of("detect", detector_of(row).id, setting.train, setting.test, "lesions", seed),
         )
 
 
-def _detector(row: Row) -> AnomalyDetector:
+def detector_of(row: Row) -> AnomalyDetector:
+    """The method of a row, which `resolve` lets only be a detector."""
     assert isinstance(row.method, AnomalyDetector)
     return row.method
 

@@ -15,7 +15,17 @@ from harness.data.schema import SPLITS, Choice, Part
 from harness.metrics.catalogue import METRICS
 from harness.problems import Problem, did_you_mean
 from harness.tracks import base
-from harness.tracks.anomaly.plan import COSTS, HEALTHY, OPERATING, POOLED, SIZES, Protocol, Setting, build_plan
+from harness.tracks.anomaly.plan import (
+    COSTS,
+    HEALTHY,
+    OPERATING,
+    POOLED,
+    SIZES,
+    Protocol,
+    Setting,
+    build_plan,
+    detector_of,
+)
 from harness.yamlfile import Document, check
 
 TRACK_METRICS = (*POOLED, *SIZES, *OPERATING, *COSTS)
@@ -109,6 +119,7 @@ def resolve(document: Document, cache: Path, root: Path | None = None) -> base.B
         "reference_sites": sites,
         "processing": tuple(spec.processing),
         "examples": examples,
+        "files": tuple(dict.fromkeys(path for row in rows for path in detector_of(row).all_files())),
         "choices": tuple(dict.fromkeys(choice for s in settings for choice in _choices(s, spec))),
     }
     return base.Benchmark(spec, dataset, sites, rows, plan, extra, places)

@@ -12,7 +12,7 @@ from harness.api import Context, ImageSet, MethodError, State, hyper
 from harness.cost import counted
 from harness.training import TrainingSettings, load_weights, seeded, weights_of
 from methods.anomaly.components.augmentation import MildAugmentation
-from methods.anomaly.components.autoencoder_files import pretrained_weights
+from methods.anomaly.components.autoencoder_files import is_local, pretrained_weights
 from methods.anomaly.components.autoencoder_training import calibrated_scale, train_autoencoder
 from methods.networks.kl_autoencoder import KLAutoencoder, posterior
 
@@ -135,7 +135,8 @@ class LatentAutoencoder(Component):
         )
 
     def files(self) -> tuple[str, ...]:
-        return tuple(path for path in (self.load, self.perceptual_weights) if path is not None)
+        named = self.load if self.load is not None and is_local(self.load) else None
+        return tuple(path for path in (named, self.perceptual_weights) if path is not None)
 
     @property
     def factor(self) -> int:

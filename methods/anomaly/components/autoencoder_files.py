@@ -40,6 +40,13 @@ def pretrained_weights(load: str, wanted: Mapping[str, Tensor]) -> dict[str, Ten
     return found
 
 
+def is_local(load: str) -> bool:
+    """Whether it is a file or a folder, there or not, and no model on the hub, whose id is OWNER/NAME."""
+    path = Path(load).expanduser()
+    by_form = path.is_absolute() or load.startswith(".") or path.suffix == ".safetensors" or load.count("/") != 1
+    return by_form or path.exists()
+
+
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a file by name. Raises UserError where there is none, or it is no safetensors file."""
     if not is_file(path):
@@ -58,9 +65,7 @@ def _locate(load: str) -> Path:
             if is_file(place):
                 return place
         raise UserError(Problem(load, f"the folder has no {FILE}, neither itself nor in its folder vae"))
-    if is_file(path) or path.suffix or path.is_absolute() or load.count("/") != 1:
-        return path
-    return _download(load)
+    return path if is_local(load) else _download(load)
 
 
 def _download(model: str) -> Path:
