@@ -21,8 +21,12 @@ def affine_matrices(mirror: Tensor, angle: Tensor, zoom: Tensor, aspect: float) 
 
 
 def affine_grid(theta: Tensor, height: int, width: int) -> Tensor:
-    """Where each output pixel is read, [B, H, W, 2] as (x, y) in [−1, 1], from matrices [B, 2, 3]."""
-    return F.affine_grid(theta, [len(theta), 1, height, width], align_corners=False)
+    """Where each output pixel is read, [B, H, W, 2] as (x, y) in [−1, 1], from matrices [B, 2, 3].
+
+    float32 under mixed precision too: bf16 tells places apart no finer than a pixel or so.
+    """
+    with torch.autocast(theta.device.type, enabled=False):
+        return F.affine_grid(theta.float(), [len(theta), 1, height, width], align_corners=False)
 
 
 def resample(pixels: Tensor, grid: Tensor) -> Tensor:

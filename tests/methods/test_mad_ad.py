@@ -176,13 +176,17 @@ def test_noise_stays_where_blocks_are_brain() -> None:
     brain[:, 16:48, 16:48] = True
     brain[:, 16:18, 16:32] = False  # an eighth of one block of 16 × 16 pixels
     brain[:, 16, 32:48] = False  # a sixteenth of the next
-    allowed = inside(brain, 8, 0.9)
+    allowed = inside(brain, 8, 0.9, 2)
     expected = torch.zeros(8, 8, dtype=torch.bool)
     expected[2:6, 2:6] = True
     expected[2:4, 2:4] = False
     assert torch.equal(allowed[0, 0], expected)
-    assert bool(inside(brain, 8, 0.0).all())
-    assert inside(brain, 4, 0.9).shape == (1, 1, 16, 16)
+    assert bool(inside(brain, 8, 0.0, 2).all())
+    assert inside(brain, 4, 0.9, 2).shape == (1, 1, 16, 16)
+    fine = inside(brain, 8, 0.9, 1)[0, 0]  # of blocks of one latent only the first row lacks more than a tenth
+    expected[2:6, 2:6] = True
+    expected[2] = False
+    assert torch.equal(fine, expected)
 
 
 def test_only_noisy_latents_are_noised_and_by_the_schedule() -> None:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from harness.api import Settings, hyper
+from methods.networks.resampling import affine_grid, resample
 
 CODE = "authors' code"
 SIDE = 256  # pixels of the slices that lengths are given for
@@ -67,10 +67,10 @@ def change(pixels: Tensor, mask: Tensor, changes: Tensor) -> tuple[Tensor, Tenso
     Both are moved bilinearly; a moved mask is what is at least half brain.
     """
     maps = changes[:, :6].view(-1, 2, 3)
-    grid = F.affine_grid(maps, [len(pixels), 1, *pixels.shape[2:]], align_corners=False)
+    grid = affine_grid(maps, *pixels.shape[2:])
     both = torch.cat([pixels, mask.to(pixels.dtype)], 1)
     still = (maps == torch.eye(2, 3, device=maps.device)).flatten(1).all(1)
-    moved = F.grid_sample(both, grid, align_corners=False)
+    moved = resample(both, grid)
     # A map that changes nothing must not cost a rounding error.
     moved = torch.where(still[:, None, None, None], both, moved)
     brain = moved[:, 1:] >= 0.5

@@ -16,7 +16,7 @@ from harness.anomaly import Component, NormalData
 from harness.api import Context, MethodError, State, hyper
 from harness.training import TrainingSettings, load_weights, seeded, train
 from methods.anomaly.components.latents import EncodedLatents, LatentSlices
-from methods.anomaly.mad_ad.masks import BLOCK, inside, random_patches
+from methods.anomaly.mad_ad.masks import inside, random_patches
 from methods.anomaly.mad_ad.network import MaskedDenoiser
 from methods.anomaly.mad_ad.schedule import cosine_schedule, noised
 from methods.networks.latent_unet import UNetSettings
@@ -60,8 +60,9 @@ class MadAdDenoiser(Component):
 
     One head predicts the clean latents, everywhere; the other the probability that a latent is noisy. Times are drawn
     uniformly from a cosine schedule of ten. The sides of the patches are drawn once for a batch, and for each slice the
-    share of them that is noisy. Noise stays inside the brain: 2 × 2 blocks of latents that are less than `coverage`
-    brain are left clean. Loss: mean squared error of the clean latents + `mask_weight` × that of the probability.
+    share of them that is noisy. Noise stays inside the brain: blocks of `block` × `block` latents that are less than
+    `coverage` brain are left clean. Loss: mean squared error of the clean latents + `mask_weight` × that of the
+    probability.
 
     The length of training is `epochs` × slices / batch, or `training.iterations` where `epochs` is null.
     """
@@ -71,7 +72,7 @@ class MadAdDenoiser(Component):
     notes = (
         "Where the thesis and the authors' code differ: squared error for the mask (the authors say that the "
         "experiments had it) at 0.001, 4e-5 and 200 epochs. Ours: the number of noisy patches is rounded; blocks are "
-        "2 × 2 latents for every autoencoder; validation takes posterior means."
+        "of as many latents for every autoencoder; validation takes posterior means."
     )
 
     latents: EncodedLatents = hyper(EncodedLatents(), "what is learnt from", origin=CODE)
@@ -83,6 +84,9 @@ class MadAdDenoiser(Component):
     patch_chances: tuple[float, ...] = hyper((0.2, 0.3, 0.3, 0.2), "how often each is drawn", origin=CODE)
     coverage: float = hyper(
         0.9, "share of a block that must be brain to be noisy; 0: anywhere", origin=CODE, ge=0, le=1
+    )
+    block: int = hyper(
+        2, "side of those blocks in latents; on few latents, large blocks leave the cortex out", origin=CODE, ge=1
     )
     mask_loss: Literal["mse", "bce"] = hyper("mse", "loss of the mask", origin=f"{CODE}; bce in the thesis")
     mask_weight: float = hyper(0.001, "weight of the mask's loss", origin=f"{CODE}; 0.01 in its first version", ge=0)
@@ -183,6 +187,11 @@ class MadAdDenoiser(Component):
             f"denoiser trained for {length}": self.epochs != MadAdDenoiser.model_fields["epochs"].default,
             f"mask weighted by {self.mask_weight:g}": self.mask_weight
             != MadAdDenoiser.model_fields["mask_weight"].default,
+            f"noise in patches of {', '.join(map(str, self.patch_sides))} latents, within blocks of {self.block}": (
+                self.patch_sides,
+                self.block,
+            )
+            != tuple(MadAdDenoiser.model_fields[name].default for name in ("patch_sides", "block")),
         }
         return (*(phrase for phrase, holds in found.items() if holds), *self.latents.departures())
 
@@ -191,7 +200,8 @@ class MadAdDenoiser(Component):
         n, shape = len(latents), (latents.shape[2], latents.shape[3])
         times = torch.from_numpy(rng.integers(self.timesteps, size=n))
         where = random_patches(rng, n, shape, share, self.patch_sides, self.patch_chances)
-        return {"times": times, "where": where & inside(brain, self.latents.autoencoder.factor, self.coverage)}
+        brain_cells = inside(brain, self.latents.autoencoder.factor, self.coverage, self.block)
+        return {"times": times, "where": where & brain_cells}
 
     def _mask_error(self, logits: Tensor, where: Tensor) -> Tensor:
         if self.mask_loss == "bce":
@@ -199,7 +209,7 @@ class MadAdDenoiser(Component):
         return F.mse_loss(logits.sigmoid(), where)
 
     def _check_size(self, slices: LatentSlices) -> None:
-        multiple = math.lcm(2 ** (len(self.unet.multipliers) - 1), BLOCK)
+        multiple = math.lcm(2 ** (len(self.unet.multipliers) - 1), self.block)
         if slices.shape[1] % multiple or slices.shape[2] % multiple:
             rows, columns = slices.image_shape
             raise MethodError(

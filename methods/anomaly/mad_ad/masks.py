@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-BLOCK = 2  # latents of a side of the blocks by which noise is kept inside the brain
-
 
 def random_patches(
     rng: np.random.Generator,
@@ -35,9 +33,9 @@ def random_patches(
     return torch.from_numpy(patches[:, :, : shape[0], : shape[1]].copy())
 
 
-def inside(brain: Tensor, factor: int, coverage: float) -> Tensor:
-    """Latents that may be noisy, bool [B, 1, h, w], of brain masks [B, H, W]: 2 × 2 blocks of them that are brain to at
-    least `coverage`. H and W must be divisible by 2 × `factor`, the pixels of a side of one latent."""
-    side = BLOCK * factor
-    share = F.avg_pool2d(brain[:, None].float(), side)
-    return (share >= coverage).repeat_interleave(BLOCK, 2).repeat_interleave(BLOCK, 3)
+def inside(brain: Tensor, factor: int, coverage: float, block: int) -> Tensor:
+    """Latents that may be noisy, bool [B, 1, h, w], of brain masks [B, H, W]: blocks of them that are brain to at least
+    `coverage`. block: latents of a side. H and W must be divisible by `block` × `factor`, the pixels of a latent's
+    side."""
+    share = F.avg_pool2d(brain[:, None].float(), block * factor)
+    return (share >= coverage).repeat_interleave(block, 2).repeat_interleave(block, 3)
