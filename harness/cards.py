@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from harness import registry
 from harness.anomaly import Component
 from harness.api import Adaptive, Generalizer, Method
+from harness.brain_age import VolumeSegmenter
 from harness.home import Home
 from harness.problems import Problem, UserError
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 TRAITS = ("source_free", "task_agnostic", "unknown_domains")
+_SHARED = (Component, VolumeSegmenter)  # what methods hold as fields and is learnt once for all of them
 
 
 # ------------------------------------------------------------------------------------------- methods
@@ -57,9 +59,9 @@ def method_card(method_id: str) -> dict[str, Any]:
 
 
 def components(cls: type[Method]) -> dict[str, str]:
-    """Field → id of the component that it holds by default, which has a card of its own."""
+    """Field → id of the component or segmenter that it holds by default, which has a card of its own."""
     defaults = {name: info.get_default(call_default_factory=True) for name, info in cls.model_fields.items()}
-    return {name: default.id for name, default in defaults.items() if isinstance(default, Component)}
+    return {name: default.id for name, default in defaults.items() if isinstance(default, _SHARED)}
 
 
 def fields(cls: type[Any], prefix: str = "") -> list[dict[str, Any]]:
@@ -154,8 +156,8 @@ def show_method(method_id: str, console: Console) -> None:
                 table.add_row(f"[bold]{row['name']}", str(row["default"]), row["description"], row["origin"])
             elif field not in shown:
                 component = card["components"][field]
-                where = f"its fields: harness methods {component}"
-                table.add_row(f"[bold]{field}.…", component, "component, learnt once for all that use it", where)
+                meaning, where = "a method of its own, learnt once for all that use it", f"harness methods {component}"
+                table.add_row(f"[bold]{field}.…", component, meaning, f"its fields: {where}")
                 shown.add(field)
         console.print(table)
 
@@ -278,3 +280,5 @@ def show_audit(audited: dict[str, Any], console: Console) -> None:
         counts = [str(row.get(split, "")) for split in ("train", "validation", "test")]
         table.add_row(site, *counts, "yes" if row.get("labelled") else "no", str(row.get("shift") or ""))
     console.print(table)
+    for line in audited.get("warnings", ()):
+        console.print(f"warning: {line}", style="yellow", markup=False, highlight=False)

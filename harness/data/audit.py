@@ -14,8 +14,14 @@ import numpy as np
 
 from harness.data import imagefile, volumes
 from harness.data.layout import ScanFiles
-from harness.data.schema import MOST_VOXELS, Slices
+from harness.data.nifti_volumes import outside
+from harness.data.schema import MOST_VOXELS, Slices, Volumes
+from harness.data.volume_sets import kept_box
 from harness.problems import Problem
+
+SAME_VOXEL = 1e-3
+"""Fraction by which the edges of a voxel, and voxels of a site's scans, may differ where surfaces are counted on them.
+Ours."""
 
 SAME_PLACE_MM = 0.1
 """Affines of one scan's files may differ by this much at the volume's far corner. Ours."""
@@ -29,12 +35,15 @@ class Checks:
     """What a scan is held to.
 
     percentile: of the brain, becomes white; None: levels are kept, so files must be 8-bit. groups: ids of labels.
+    whole: scans are kept so, and need not fit `slices`. ignored: labels that are no region.
     """
 
     slices: Slices
     percentile: float | None = 99.5
     groups: volumes.Ranges | None = None
     most_voxels: int = MOST_VOXELS
+    whole: Volumes | None = None
+    ignored: tuple[int, ...] = ()
 
 
 def check_scan(root: Path, scan: ScanFiles, checks: Checks) -> list[Finding]:
@@ -52,7 +61,35 @@ def check_scan(root: Path, scan: ScanFiles, checks: Checks) -> list[Finding]:
     if label is not None and scan.label:
         findings += _labels(scan.label, label, checks)
     findings += _brain(scan, image, mask, checks, sound=not findings)
+    if checks.whole is not None and checks.groups is not None and image and label and scan.label and not findings:
+        findings += _margin(scan.label, label, image.data > 0 if mask is None else mask.data > 0.5, checks)
     return findings
+
+
+def unlike_voxels(root: Path, scans: Iterable[ScanFiles], most_voxels: int) -> list[Problem]:
+    """Scans whose voxels are not cubes, or not those of most scans: features of surfaces then do not compare.
+
+    Reads headers only; what cannot be read is `check_scan`'s to say.
+    """
+    voxels: dict[str, list[float]] = {}
+    for scan in scans:
+        try:
+            header = imagefile.open_image(root / scan.image, most_voxels).header
+        except (OSError, ValueError):
+            continue
+        voxels[scan.image] = [float(size) for size in header.get_zooms()[:3]]
+    usual = float(np.median([edges[0] for edges in voxels.values()])) if voxels else 0.0
+    problems = []
+    for path, edges in voxels.items():
+        shown = " × ".join(f"{size:.4g}" for size in edges)
+        what = None
+        if max(edges) > min(edges) * (1 + SAME_VOXEL):
+            what = f"has voxels of {shown} mm, and surfaces are counted on cubes"
+        elif abs(edges[0] - usual) > SAME_VOXEL * usual:
+            what = f"has voxels of {shown} mm, the site's other scans {usual:.4g} mm: surfaces would not compare"
+        if what:
+            problems.append(Problem(str(root / path), f"{what}; resample image, mask and label, or exclude the scan"))
+    return problems
 
 
 def check_labels(root: Path, path: str, groups: volumes.Ranges) -> list[Finding]:
@@ -192,8 +229,18 @@ def _brain(scan: ScanFiles, image: _Volume | None, mask: _Volume | None, checks:
     if not inside.any():
         what = "the mask is empty" if scan.mask else "no voxel is above 0, so there is no brain"
         return [[path, f"{what}; mend the file, or exclude the scan"]]
-    slices = checks.slices
-    x, y, z = (float(size) for size in volume.zooms)
+    findings = _fit(path, inside, volume.zooms, checks.slices) if checks.whole is None else []
+    if sound and image is not None and checks.percentile is not None:
+        try:
+            volumes.to_unit(image.data.astype(np.float32), inside, checks.percentile)
+        except ValueError as error:
+            findings.append([scan.image, f"{error}; mend the image or its mask, or exclude the scan"])
+    return findings
+
+
+def _fit(path: str, inside: volumes.Bool, zooms: tuple[float, ...], slices: Slices) -> list[Finding]:
+    """Whether a brain fits the slices that are cut."""
+    x, y, z = (float(size) for size in zooms)
     try:
         cut = volumes.Cut.of(inside, (x, y, z), slices)
     except ValueError as error:
@@ -206,9 +253,16 @@ def _brain(scan: ScanFiles, image: _Volume | None, mask: _Volume | None, checks:
     if slices.count != "all" and len(cut.indexes) < slices.count:
         what = f"the range holds {len(cut.indexes)} slices, slices.count asks for {slices.count}"
         findings.append([path, f"{what}; lower count, widen range, or write count: all"])
-    if sound and image is not None and checks.percentile is not None:
-        try:
-            volumes.to_unit(image.data.astype(np.float32), inside, checks.percentile)
-        except ValueError as error:
-            findings.append([scan.image, f"{error}; mend the image or its mask, or exclude the scan"])
     return findings
+
+
+def _margin(path: str, label: _Volume, inside: volumes.Bool, checks: Checks) -> list[Finding]:
+    """Whether all regions lie within what is kept of the volume."""
+    assert checks.whole is not None
+    assert checks.groups is not None
+    grouped, _ = volumes.group_labels(label.data.astype(np.int64), checks.groups)
+    lost = outside(grouped, kept_box(inside, checks.whole.margin), checks.ignored)
+    if not lost:
+        return []
+    what = f"{lost} voxels of regions lie more than {checks.whole.margin} voxels beyond the box of the brain"
+    return [[path, f"{what}; raise volumes.margin, or mend the label map or the mask"]]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -14,12 +14,25 @@ from harness.api import AgeSet
 from harness.data import arrays
 from harness.data.choice import NO_LESION, nothing_left
 from harness.data.fingerprint import default_cache
-from harness.data.schema import CHOICES, SPLITS, Card, Choice, Part, PhantomCard, PngCard, Shift
-from harness.data.splits import Assignment, SplitFile, as_document, read_split_file
+from harness.data.schema import (
+    CHOICES,
+    SPLITS,
+    Card,
+    Choice,
+    FeatureTableCard,
+    Part,
+    PhantomCard,
+    PngCard,
+    Shift,
+    Split,
+)
+from harness.data.splits import Assignment, SplitFile, as_document, assign, read_split_file
 from harness.engine.plan import Stage
 from harness.engine.worker import StageRun
 from harness.problems import Problem
 from harness.untrusted import is_folder
+
+Whole = Literal["volumes", "regions"]
 
 
 class Dataset(ABC):
@@ -29,6 +42,8 @@ class Dataset(ABC):
     differ from those of the real data. Images and labels are two artifacts: an image set never carries labels, not
     even where labels chose its slices.
     With `withhold_age`, image and label sets carry no age either: then only `ages` does.
+
+    Where the card has `volumes:`, scans can be had whole: `volumes` and `regions`. Neither carries an age.
     """
 
     def __init__(
@@ -93,7 +108,57 @@ class Dataset(ABC):
 
     @abstractmethod
     def scans(self, site: str, split: Part | None = None) -> tuple[Any, ...]:
-        """The scans of a site ("all" or None), or of one split of it; each has `id`, `subject`, `age`, `sex`."""
+        """The scans of a site ("all" or None), or of one split of it.
+
+        Each has `id`, `subject`, `age`, `birth_age`, `sex`; what is unknown is None.
+        """
+
+    @property
+    def by_scan(self) -> bool:
+        """Whether the split file lists scans, so that a subject may be on several sides."""
+        return self.split_file is not None and self.split_file.by == "scan"
+
+    def _on(self, split: Part | None, scan: Any) -> bool:
+        """Whether a scan is on a side; everybody is where None or "all" is asked for."""
+        if split in (None, "all"):
+            return True
+        if self.split_file is not None and self.by_scan:
+            return self.split_file.sides.get(scan.id) == split
+        return self.subjects().get(scan.subject) == split
+
+    def _assigned(self) -> Assignment:
+        """Every subject's side by the split file or the card's fractions. By scan: of those on one side only."""
+        people = {site: {scan.subject for scan in self.scans(site)} for site in self.sites}
+        if self.split_file is None:
+            return assign(people, self.card.split.fractions, self.card.split.seed)
+        if self.by_scan:
+            return {subject: sides[0] for subject, sides in self._sides_by_subject().items() if len(sides) == 1}
+        everyone = set().union(*people.values())
+        return {subject: side for subject, side in self.split_file.sides.items() if subject in everyone}
+
+    def _sides_by_subject(self) -> dict[str, list[Split]]:
+        found: dict[str, list[Split]] = {}
+        for split in SPLITS:
+            for subject in {scan.subject for site in self.sites for scan in self.scans(site, split)}:
+                found.setdefault(subject, []).append(split)
+        return dict(sorted(found.items()))
+
+    def shared_subjects(self) -> Mapping[str, tuple[str, ...]]:
+        """Subjects that have scans on several sides, and which: none, unless a published split by scan has them."""
+        if not self.by_scan:
+            return {}
+        return {subject: tuple(sides) for subject, sides in self._sides_by_subject().items() if len(sides) > 1}
+
+    def warnings(self) -> tuple[str, ...]:
+        """What is no mistake, and yet has to be told beside results, a line each: such as people on several sides."""
+        shared = self.shared_subjects()
+        if not shared:
+            return ()
+        tested = [s for site in self.sites for s in self.scans(site, "test") if "test" in shared.get(s.subject, ())]
+        return (
+            f"the split is by scan: people on several of its sides: {len(shared)}; scans of test of people who "
+            f"are in train or validation too: {len(tested)}; errors may come out too small",
+        )
 
     def shift(self, site: str) -> Shift | None:
         """The simulated shift that makes the site, if one does."""
@@ -211,6 +276,41 @@ class Dataset(ABC):
             )
         return self._stages[key]
 
+    def volumes(self, site: str, split: Part) -> tuple[Stage, ...]:
+        """The stages that leave the whole volumes of a site and split (`volume_sets`), in the order of `scans`.
+
+        Each is of `volumes.chunk` scans; without the data there is one stage of none. Raises ValueError for an unknown
+        site or split, or a card without `volumes:`.
+        """
+        return self._chunks("volumes", site, split)
+
+    def regions(self, site: str, split: Part) -> tuple[Stage, ...]:
+        """The stages that leave the label maps of `volumes`, on their voxels and in the same chunks.
+
+        Raises ValueError for an unknown site or split, a card without `volumes:`, or a site without labels.
+        """
+        self._known(site, split)
+        if not self.labelled(site):
+            raise ValueError(f"{site} has no labels")
+        return self._chunks("regions", site, split)
+
+    def _chunks(self, kind: Whole, site: str, split: Part) -> tuple[Stage, ...]:
+        self._known(site, split)
+        if self.card.volumes is None:
+            raise ValueError(f"scans of {self.card.id} are cut into slices; to keep them whole, write volumes: {{}}")
+        scans, size = self.scans(site, split), self.card.volumes.chunk
+        chunks = [scans[start : start + size] for start in range(0, len(scans), size)] or [()]
+        for number, chunk in enumerate(chunks, start=1):
+            key = (kind, site, split, str(number))
+            if key not in self._stages:
+                title = f"{kind} {site} {split} {number}/{len(chunks)}"
+                self._stages[key] = replace(self._whole(kind, site, split, chunk), title=title)
+        return tuple(self._stages[kind, site, split, str(number)] for number in range(1, len(chunks) + 1))
+
+    def _whole(self, kind: Whole, site: str, split: Part, scans: tuple[Any, ...]) -> Stage:
+        """The stage of one chunk. Only data sets whose cards may say `volumes:` have any."""
+        raise ValueError(f"{self.card.id} has no whole volumes")
+
     @abstractmethod
     def _images(self, site: str, split: Part, at: str) -> Stage: ...
 
@@ -245,6 +345,8 @@ class Dataset(ABC):
             "reference": self.card.reference,
             "labels": list(self.label_names),
             "sites": {site: self._site_summary(site) for site in self.sites},
+            **({"shared_subjects": len(self.shared_subjects())} if self.by_scan else {}),
+            **({"warnings": list(found)} if (found := self.warnings()) else {}),
         }
 
     def _site_summary(self, site: str) -> dict[str, Any]:
@@ -262,8 +364,11 @@ class Dataset(ABC):
         }
 
     def splits(self) -> dict[str, Any]:
-        """The split as a split file holds it: side → subjects and their sha256."""
-        return as_document(self.subjects())
+        """The split as a split file holds it: side → subjects, or scans, and their sha256."""
+        if not self.by_scan:
+            return as_document(self.subjects())
+        everyone = [(split, scan) for split in SPLITS for site in self.sites for scan in self.scans(site, split)]
+        return as_document({scan.id: split for split, scan in everyone}, "scan")
 
     # ----------------------------------------------------------------------------------- shared by kinds
 
@@ -293,15 +398,16 @@ class Dataset(ABC):
         what = f"{site} has {people} subject{'' if people == 1 else 's'} and none in {' or '.join(empty)}"
         return [self.card.problem(at, f"{what}; add scans, leave the site out, or give a split file (split: {{file}})")]
 
-    def _unassigned(self, site: str, people: Iterable[str]) -> list[Problem]:
-        """Subjects that the split file forgets."""
+    def _unassigned(self, site: str) -> list[Problem]:
+        """Subjects, or scans, that the split file forgets."""
         if self.split_file is None:
             return []
-        lost = sorted(set(people) - set(self.split_file.sides))
-        return [
-            Problem(self.split_file.path, f"subject {name!r} of {site} is on no side; add it, or exclude its scans")
-            for name in lost
-        ]
+        by = self.split_file.by
+        lost = sorted(
+            {getattr(scan, "id" if by == "scan" else by) for scan in self.scans(site)} - set(self.split_file.sides)
+        )
+        todo = "add it, or exclude it" if by == "scan" else "add it, or exclude its scans"
+        return [Problem(self.split_file.path, f"{by} {name!r} of {site} is on no side; {todo}") for name in lost]
 
 
 def collect_ages(run: StageRun) -> None:
@@ -318,18 +424,24 @@ def open_dataset(card: Card, root: Path | None, cache: Path | None = None, withh
     HARNESS_HOME/cache. withhold_age: image and label sets carry no age, as where age is to be predicted. Raises
     UserError for what is wrong with the card's sites or its split file.
     """
-    split_file = read_split_file(card.split_file) if card.split_file else None
+    split_file = read_split_file(card.split_file, card.split.by) if card.split_file else None
     where = cache or default_cache()
     if isinstance(card, PhantomCard):
         from harness.data.phantom_data import PhantomDataset
+        from harness.data.phantom_newborns import NewbornVolumeDataset
         from harness.data.phantom_patients import PatientDataset
 
-        kind = PatientDataset if card.lesions else PhantomDataset
+        simulated = NewbornVolumeDataset if card.volumes is not None else PhantomDataset
+        kind = PatientDataset if card.lesions else simulated
         return kind(card, root, where, split_file, withhold_age)
     if isinstance(card, PngCard):
         from harness.data.pngfolder import PngDataset
 
         return PngDataset(card, root, where, split_file, withhold_age)
+    if isinstance(card, FeatureTableCard):
+        from harness.data.feature_table import FeatureTableDataset
+
+        return FeatureTableDataset(card, root, where, split_file, withhold_age)
     from harness.data.nifti import NiftiDataset
 
     return NiftiDataset(card, root, where, split_file, withhold_age)

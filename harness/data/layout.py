@@ -48,6 +48,7 @@ class ScanFiles:
     mask: str | None = None
     age: float | None = None
     sex: Literal["F", "M"] | None = None
+    birth_age: float | None = None
 
 
 @dataclass(frozen=True)
@@ -178,8 +179,20 @@ class _Row:
     subject: str
     age: float | None
     sex: Literal["F", "M"] | None
+    birth_age: float | None = None
     wanted: bool = True
     problems: tuple[Problem, ...] = ()
+
+    def with_more(self, other: _Row) -> _Row:
+        """This row, with what it does not say from another table's."""
+        return _Row(
+            self.subject or other.subject,
+            other.age if self.age is None else self.age,
+            self.sex or other.sex,
+            other.birth_age if self.birth_age is None else self.birth_age,
+            self.wanted and other.wanted,
+            (*self.problems, *other.problems),
+        )
 
 
 def find_scans(root: Path, card: NiftiCard, site_name: str) -> Layout:
@@ -221,6 +234,7 @@ def find_scans(root: Path, card: NiftiCard, site_name: str) -> Layout:
                 mask,
                 row.age if row else None,
                 row.sex if row else None,
+                row.birth_age if row else None,
             )
         )
     if not seen and not problems:
@@ -274,10 +288,11 @@ def _unknown_names(card: NiftiCard, site_name: str, seen: Mapping[str, str]) -> 
 
 
 class _People:
-    """The tables of subjects of a site: one for all, or one each."""
+    """The tables of subjects of a site: one for all, or one each; and those that say more of the same people."""
 
     def __init__(self, root: Path, table: SubjectsTable, age_unit: str):
         self.root, self.table, self.age_unit = root, table, age_unit
+        self._more = _People(root, table.people, age_unit) if table.people else None
         self._read: dict[str, _Rows] = {}
         self._unlisted: list[Problem] = []
         if not fields_of(table.file):
@@ -293,11 +308,13 @@ class _People:
         if found is None and rows:
             what = f"scan {name!r} is not in {_filled(self.table.file, values)}; add its row, or exclude it"
             self._unlisted.append(Problem(str(path), what))
-        return found
+        more = self._more.row(name, values, path) if self._more else None
+        return more if found is None else found.with_more(more) if more else found
 
     def problems(self) -> list[Problem]:
         """Of whole tables, and scans that are in none."""
-        return [*(problem for rows in self._read.values() for problem in rows.problems), *self._unlisted]
+        own = [*(problem for rows in self._read.values() for problem in rows.problems), *self._unlisted]
+        return own + (self._more.problems() if self._more else [])
 
     def _rows(self, values: Mapping[str, str]) -> _Rows:
         file = _filled(self.table.file, values)
@@ -360,15 +377,19 @@ def _row(line: str, raw: Mapping[str, str | None], table: SubjectsTable, age_uni
         text = (raw.get(column) or "").strip()
         return "" if text.lower() in ("n/a", "na", "nan") else text
 
-    age: float | None = None
-    if cell(table.age):
+    def age_in(column: str, what: str) -> float | None:
+        if not cell(column):
+            return None
         try:
-            age = float(cell(table.age))
+            value = float(cell(column))
         except ValueError:
-            age = -1.0
-        if not 0 <= age <= 130:
-            problems.append(Problem(line, f"age {cell(table.age)!r} is no age in {age_unit}; mend or empty it"))
-            age = None
+            value = -1.0
+        if 0 <= value <= 130:
+            return value
+        problems.append(Problem(line, f"{what} {cell(column)!r} is no age in {age_unit}; mend or empty it"))
+        return None
+
+    age, birth_age = age_in(table.age, "age"), age_in(table.birth_age, "age at birth")
     sex: Literal["F", "M"] | None = None
     written = cell(table.sex)
     if written:
@@ -380,7 +401,7 @@ def _row(line: str, raw: Mapping[str, str | None], table: SubjectsTable, age_uni
     wanted = all(any(_same(cell(column), value) for value in values) for column, values in table.only.items())
     if table.ages is not None:
         wanted = wanted and age is not None and table.ages[0] <= age <= table.ages[1]
-    return cell(table.scan), _Row(cell(table.subject), age, sex, wanted, tuple(problems))
+    return cell(table.scan), _Row(cell(table.subject), age, sex, birth_age, wanted, tuple(problems))
 
 
 def _same(cell: str, value: str) -> bool:

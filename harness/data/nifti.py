@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,12 +13,12 @@ import numpy as np
 
 from harness.api import ImageSet, LabelSet, Scan
 from harness.data import arrays, volumes
-from harness.data.dataset import Dataset
+from harness.data.dataset import Dataset, Whole
 from harness.data.fingerprint import JsonCache, fingerprints
 from harness.data.layout import Layout, ScanFiles, find_scans
 from harness.data.schema import Intensity, NiftiCard, Part, Shift, Slices
 from harness.data.shift import apply_shift
-from harness.data.splits import Assignment, SplitFile, assign, order_of
+from harness.data.splits import Assignment, SplitFile, order_of
 from harness.data.stack import Stack
 from harness.engine.plan import Stage, canonical, seed_of
 from harness.engine.worker import StageRun
@@ -87,7 +87,7 @@ class NiftiDataset(Dataset):
     def scans(self, site: str, split: Part | None = None) -> tuple[ScanFiles, ...]:
         """The site's scans, of one split or of all, ordered by name; at most the card's and the site's `scans`."""
         scans = self._limited(site, self.layout(site).scans)
-        return scans if split in (None, "all") else tuple(s for s in scans if self._sides().get(s.subject) == split)
+        return tuple(scan for scan in scans if self._on(split, scan))
 
     def _limited(self, site: str, scans: tuple[ScanFiles, ...]) -> tuple[ScanFiles, ...]:
         limits = [n for n in (self.card.scans, self.card.sites[self.card.scanned(site)].scans) if n is not None]
@@ -104,18 +104,10 @@ class NiftiDataset(Dataset):
                 room -= people[subject]
         return tuple(scan for scan in scans if scan.subject in kept)
 
-    def _sides(self) -> Assignment:
-        if self._assignment is None:
-            people = {site: {scan.subject for scan in self.scans(site)} for site in self.sites}
-            everyone = set().union(*people.values())
-            if self.split_file is not None:
-                self._assignment = {s: side for s, side in self.split_file.sides.items() if s in everyone}
-            else:
-                self._assignment = assign(people, self.card.split.fractions, self.card.split.seed)
-        return self._assignment
-
     def subjects(self) -> Assignment:
-        return dict(self._sides())
+        if self._assignment is None:
+            self._assignment = self._assigned()
+        return self._assignment
 
     @property
     def _absent(self) -> bool:
@@ -148,6 +140,27 @@ class NiftiDataset(Dataset):
             "groups": [list(entry) for entry in self.card.labels.ranges(base.grouping)],
         }
         return self._stage("labels", site, scans, params, ("image", "mask", "label"))
+
+    def _whole(self, kind: Whole, site: str, split: Part, scans: tuple[ScanFiles, ...]) -> Stage:
+        whole, base = self.card.volumes, self.card.sites[self.card.scanned(site)]
+        assert whole is not None
+        params: dict[str, Any] = {
+            "site": site,
+            "split": split,
+            "scans": [{"id": s.id, "subject": s.subject, "sex": s.sex, "birth_age": s.birth_age} for s in scans],
+            "masked": base.mask is not None,
+            "modality": self.modality(site),
+            "margin": whole.margin,
+        }
+        if kind == "volumes":
+            roles: tuple[str, ...] = ("image", "mask")
+            params |= {"intensity": self.card.intensity.model_dump(mode="json"), "shift": _dumped(self.shift(site))}
+        else:
+            roles, table = ("image", "mask", "label"), self.card.labels
+            assert table is not None
+            groups = [list(entry) for entry in table.ranges(base.grouping)]
+            params |= {"names": list(table.names), "groups": groups, "ignored": table.ignored_values}
+        return replace(self._stage(kind, site, scans, params, roles), fn=f"harness.data.nifti_volumes:nifti_{kind}")
 
     def _params(self, site: str, split: Part, scans: Iterable[ScanFiles]) -> dict[str, Any]:
         ages = {s.id: None if self.withhold_age else s.age for s in scans}
@@ -216,12 +229,13 @@ class NiftiDataset(Dataset):
         bases = list(dict.fromkeys(self.card.scanned(site) for site in sites))
         problems = [problem for base in bases for problem in self.layout(base).problems]
         for base in bases:
-            problems += self._unassigned(base, {scan.subject for scan in self.scans(base)})
+            problems += self._unassigned(base)
         for site in sites:
             problems += self._empty_splits(site) if self.scans(site) else []  # else: reported as missing files
         memory = JsonCache(self.cache / "audits.json" if self.cache else None)
         for base in bases:
             problems += self._audit_files(base, memory)
+            problems += self._audit_features(base)
         memory.save()
         return problems + audit.same_contents(
             self._root, [(scan, self.hashes(base).get(scan.image)) for base in bases for scan in self.scans(base)]
@@ -255,19 +269,33 @@ class NiftiDataset(Dataset):
         contents = [[name, hashes[name]] for name in self._files(scan)]
         return hashlib.sha256(canonical([asked, contents]).encode()).hexdigest()
 
+    def _audit_features(self, base: str) -> list[Problem]:
+        """Features that lie beside the images: of surfaces, and in tables."""
+        from harness.data.side_tables import audit_side_tables
+        from harness.data.surfaces import audit_surfaces
+
+        site = self.card.sites[base]
+        return [
+            *(audit_surfaces(self, base) if site.surfaces else ()),
+            *(audit_side_tables(self, base) if site.tables else ()),
+        ]
+
     def _audit_files(self, base: str, memory: JsonCache) -> list[Problem]:
         """Every file of a site; a scan whose files and checks are unchanged is not read again."""
+        from harness.data import audit
         from harness.data.audit import Checks
         from harness.engine import code
 
         checker: Any = import_module(self._checker)
         labels = self.card.labels
         groups = labels.ranges(self.card.sites[base].grouping) if labels and self.labelled(base) else None
-        checks = Checks(self.card.slices, self.card.intensity.percentile, groups, self.card.most_voxels)
-        asked = [
+        whole, ignored = self.card.volumes, tuple(labels.ignored_values) if labels else ()
+        checks = Checks(self.card.slices, self.card.intensity.percentile, groups, self.card.most_voxels, whole, ignored)
+        asked: list[Any] = [
             code.fingerprint((f"{self._checker}:check_scan",)),
             self.card.slices.model_dump(mode="json"),
-            [checks.percentile, groups, checks.most_voxels],
+            [checks.percentile, groups, checks.most_voxels, ignored],
+            whole.model_dump(mode="json") if whole else None,
         ]
         problems: list[Problem] = []
         for scan in self.scans(base):
@@ -277,6 +305,8 @@ class NiftiDataset(Dataset):
                 found = checker.check_scan(self._root, scan, checks)
                 memory.put(key, found)
             problems += [Problem(str(self._root / path), what) for path, what in found]
+        if whole is not None and groups is not None:
+            problems += audit.unlike_voxels(self._root, self.scans(base), self.card.most_voxels)
         return problems
 
 

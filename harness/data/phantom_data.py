@@ -16,7 +16,7 @@ from harness.data.dataset import Dataset
 from harness.data.fingerprint import fingerprints
 from harness.data.layout import refusal
 from harness.data.schema import Part, PhantomCard, Slices
-from harness.data.splits import Assignment, SplitFile, assign, order_of
+from harness.data.splits import Assignment, SplitFile, order_of
 from harness.data.stack import Stack
 from harness.engine.plan import Stage, canonical, seed_of
 from harness.engine.worker import StageRun
@@ -34,7 +34,7 @@ PERCENTILE = 99.5
 
 @dataclass(frozen=True)
 class Person:
-    """A simulated subject, scanned once at a site. `anatomy`: the label map that is its brain, if one is."""
+    """A simulated subject's scan at a site. `anatomy`: the label map that is its brain, if one is. session: from 1."""
 
     id: str
     subject: str
@@ -42,6 +42,8 @@ class Person:
     age: float | None
     sex: Literal["F", "M"] | None
     anatomy: str | None = None
+    birth_age: float | None = None
+    session: int = 1
 
 
 class PhantomDataset(Dataset):
@@ -99,7 +101,7 @@ class PhantomDataset(Dataset):
         if site not in self._people:
             self._people[site] = self._real(site) if self.card.anatomies else self._simulated(site)
         people = self._people[site]
-        return people if split in (None, "all") else tuple(p for p in people if self.subjects().get(p.subject) == split)
+        return tuple(person for person in people if self._on(split, person))
 
     def _simulated(self, site: str) -> tuple[Person, ...]:
         from harness.phantom.cohort import cohort
@@ -125,12 +127,7 @@ class PhantomDataset(Dataset):
 
     def subjects(self) -> Assignment:
         if self._assignment is None:
-            people = {site: [person.subject for person in self.scans(site)] for site in self.sites}
-            if self.split_file is not None:
-                everyone = {name for names in people.values() for name in names}
-                self._assignment = {s: side for s, side in self.split_file.sides.items() if s in everyone}
-            else:
-                self._assignment = assign(people, self.card.split.fractions, self.card.split.seed)
+            self._assignment = self._assigned()
         return self._assignment
 
     # -------------------------------------------------------------------------------------------- stages
@@ -204,7 +201,7 @@ class PhantomDataset(Dataset):
                 what = f"{site} asks for {self.count(site)} scans, but there are {there} anatomies; set scans: {there}"
                 problems.append(self.card.problem(("sites", site), what))
             problems += self._empty_splits(site)
-            problems += self._unassigned(site, (person.subject for person in self.scans(site)))
+            problems += self._unassigned(site)
         return problems + self._audit_anatomies()
 
     def _audit_anatomies(self) -> list[Problem]:

@@ -96,6 +96,7 @@ def find_slices(root: Path, card: PngCard, site_name: str) -> Layout:
                 masks[middle] if masks else None,
                 row.age if row else None,
                 row.sex if row else None,
+                row.birth_age if row else None,
                 images,
                 labels,
                 masks,

@@ -7,7 +7,7 @@ place of each mistake. Importing this module needs pydantic and YAML only.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
@@ -37,8 +37,24 @@ IDENTITY = "identity"
 MOST_VOXELS = 2**29
 """Voxels of one volume: two GiB as float32, which is what an image is held in. Whole heads at 0.3 mm stay below it."""
 
+SplitBy = Literal["subject", "scan"]
+
 MOST_SCANS, MOST_SLICES, LONGEST_NAME = 10_000, 4096, 64
 """Scans that a card can ask for at a site, slices of a scan, and characters of a site's name."""
+
+
+class Terse(Settings):
+    """Leaves fields out of its JSON that hold their default: what cards learn to say changes no card that is silent."""
+
+    unsaid: ClassVar[tuple[str, ...]] = ()
+
+    @model_serializer(mode="wrap")
+    def _where_used(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        said: dict[str, Any] = handler(self)
+        for name in self.unsaid:
+            if getattr(self, name) == type(self).model_fields[name].get_default(call_default_factory=True):
+                said.pop(name, None)
+        return said
 
 
 def _count(value: Any) -> int | Literal["all"]:
@@ -89,6 +105,19 @@ class Slices(Settings):
         return said
 
 
+class Volumes(Settings):
+    """Scans are kept whole, in closest-canonical RAS and cropped to the brain, beside what `slices` says of cutting.
+
+    voxel_mm: edge of the phantom's voxels; null: 0.5, as released. Files are never resampled.
+    margin:   voxels that are kept about the brain's box, as far as the file goes.
+    chunk:    scans that are prepared together, as one artifact.
+    """
+
+    voxel_mm: float | None = Field(None, ge=0.3, le=5)
+    margin: int = Field(2, ge=0, le=64)
+    chunk: int = Field(16, ge=1, le=1000)
+
+
 class Intensity(Settings):
     """How grey levels 0..255 are made: the given percentile of the brain's voxels becomes 255.
 
@@ -108,29 +137,45 @@ class Intensity(Settings):
         return value
 
 
-class SplitRule(Settings):
-    """Which subjects are trained on: fractions by count, or a file that lists them."""
+class SplitRule(Terse):
+    """Which subjects are trained on: fractions by count, or a file that lists them.
+
+    by: what the file lists. With `scan` a person's scans may be on several sides, as in some published splits; how many
+    people are is then reported (`Dataset.shared_subjects`).
+    """
+
+    unsaid = ("by",)
 
     train: float = Field(0.60, gt=0, lt=1)
     validation: float = Field(0.15, gt=0, lt=1)
     test: float = Field(0.25, gt=0, lt=1)
     seed: int = 0
     file: str | None = None
+    by: SplitBy = "subject"
 
     @property
     def fractions(self) -> tuple[float, float, float]:
         return self.train, self.validation, self.test
 
 
-class LabelTable(Settings):
+class LabelTable(Terse):
     """Label names in order of their value, background first; and how other numberings map to them.
 
     groupings: name → {id or "low-high" range: label name}. A single id counts before a range that holds it. Ids
     that a grouping does not mention are reported by the audit. `identity` always exists: label i is i.
+    ignored: labels that are no region of the brain, such as what lies outside the head. Only whole volumes heed it.
     """
+
+    unsaid = ("ignored",)
 
     names: list[str] = Field(min_length=2, max_length=255)
     groupings: dict[str, dict[int | str, str]] = Field(default_factory=dict)
+    ignored: list[str] = Field(default_factory=list)
+
+    @property
+    def ignored_values(self) -> list[int]:
+        """Values of the ignored labels."""
+        return [self.names.index(name) for name in self.ignored]
 
     def ranges(self, grouping: str) -> list[tuple[int, int, int]]:
         """(lowest id, highest id, label) for each entry; single ids last, so that later entries count."""
@@ -149,28 +194,33 @@ def _ids(key: int | str) -> tuple[int, int]:
     return first, last
 
 
-class SubjectsTable(Settings):
+class SubjectsTable(Terse):
     """A CSV or TSV file below the data root, one row per scan; the fields name its columns.
 
     `scan` must exist; a scan is looked up by its name, else by its subject's. The other columns may be missing.
-    `age` is in the card's `age_unit`; `sex` is F or M. Written as a plain path, it has the columns named here.
+    Ages are in the card's `age_unit`, `sex` is F or M. Written as a plain path, it has the columns named here.
 
     file:  may hold fields of the image pattern, where everybody has a table: sub-{subject}/sub-{subject}_sessions.tsv.
     key:   what the column `scan` holds, where it is neither the scan's nor the subject's name: "Caltech_{scan}".
     sexes: how the table writes them, as {"1": M, "2": F}.
     only:  column → values; scans with another value are left out. "" is an empty cell.
     ages:  [youngest, oldest]; scans of other or unknown ages are left out.
+    people: another table, for what this one does not say: one has a row for each visit, one for each person.
     """
+
+    unsaid = ("birth_age", "people")
 
     file: str
     scan: str = "scan"
     subject: str = "subject"
     age: str = "age"
     sex: str = "sex"
+    birth_age: str = "birth_age"
     key: str | None = None
     sexes: dict[str, Literal["F", "M"]] = Field(default_factory=dict)
     only: dict[str, list[str]] = Field(default_factory=dict)
     ages: tuple[float, float] | None = None
+    people: SubjectsTable | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -217,7 +267,58 @@ class Shift(Settings):
         return f"simulated: {', '.join(parts) or 'no change'}"
 
 
-class NiftiSite(Settings):
+MAPS = ("sulc", "thickness", "curv")
+"""Maps on cortical surfaces that features are computed from."""
+
+
+class Surfaces(Settings):
+    """Maps on the cortical surfaces of each scan, a number a vertex, which features of parcels are computed from.
+
+    Path patterns have the fields of the site's `image`, and {hemi} where each hemisphere has a file: GIFTI (.gii), or
+    CIFTI (.nii) with both in one.
+
+    sulc, thickness, curv: sulcal depth, cortical thickness and mean curvature; at least one of them.
+    parcels:     labels of the vertices, named in the file; without them there are features of hemispheres only.
+    medial_wall: a mask whose value is `wall` where there is no cortex.
+    hemispheres: what {hemi} stands for, left first. skip: names of parcels to leave out.
+    """
+
+    sulc: str | None = None
+    thickness: str | None = None
+    curv: str | None = None
+    parcels: str | None = None
+    medial_wall: str | None = None
+    wall: Literal[0, 1] = 0
+    hemispheres: tuple[str, str] = ("L", "R")
+    skip: list[str] = Field(default_factory=list)
+
+
+class FeatureFile(Settings):
+    """A table of one family of features below the data root, CSV, TSV or Parquet, with a row for each scan of a site.
+
+    Written as a plain path, it has a column `scan`, and all others are features.
+
+    scan:    the column that names the scan, or its subject. key: what that holds where it is neither:
+             "sub-{subject}_ses-{session}".
+    columns: names of features' columns, with `*` for the region.
+    """
+
+    file: str
+    scan: str = "scan"
+    key: str | None = None
+    columns: list[str] = Field(default_factory=lambda: ["*"], min_length=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _path(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"file": value}
+        if isinstance(value, dict) and isinstance(value.get("columns"), str):
+            return {**value, "columns": [value["columns"]]}
+        return value
+
+
+class NiftiSite(Terse):
     """One site of real scans.
 
     image, label, mask: path patterns below the data root with the fields {scan}, or {subject} and {session}; `*`
@@ -230,7 +331,11 @@ class NiftiSite(Settings):
     modality:   of this site's scans, where it is not the card's.
     healthy:    nobody here has a lesion: no labels are needed. Only where the card's labels are `lesions`.
     of, shift:  `of: OTHER` takes OTHER's scans; `shift` changes them. See `Shift`.
+    surfaces:   maps on the cortex of each scan, for features of its parcels.
+    tables:     family → table of features that somebody has computed from the scans.
     """
+
+    unsaid = ("surfaces", "tables")
 
     image: str | None = None
     label: str | None = None
@@ -245,6 +350,8 @@ class NiftiSite(Settings):
     healthy: bool = False
     of: str | None = None
     shift: Shift | None = None
+    surfaces: Surfaces | None = None
+    tables: dict[str, FeatureFile] = Field(default_factory=dict)
 
 
 class PhantomSite(Settings):
@@ -264,13 +371,16 @@ class PhantomSite(Settings):
     scanner: str | None = None
 
 
-class BaseCard(Settings):
+class BaseCard(Terse):
     """What every card has.
 
     access tells how to get the data. age_unit: of every age of the data set; years of life, or weeks of
     postmenstrual age. scans: at most so many scans per site (whole subjects, chosen by hash). modality: T1w, T1CE, T2w,
-    FLAIR, or any other word. lesions: the labels are lesions; any value above 0 is one.
+    FLAIR, or any other word. lesions: the labels are lesions; any value above 0 is one. volumes: scans are also wanted
+    whole.
     """
+
+    unsaid = ("volumes",)
 
     id: str = Field(pattern=NAME)
     name: str
@@ -284,6 +394,7 @@ class BaseCard(Settings):
     labels: LabelTable | None = None
     lesions: bool = False
     slices: Slices = Slices()
+    volumes: Volumes | None = None
     split: SplitRule = SplitRule()
     scans: int | None = Field(None, ge=3)
 
@@ -304,7 +415,8 @@ class PhantomCard(BaseCard):
     """Simulated scans; see harness/phantom.
 
     population: adults, T1w; or newborns, T1w or T2w by `modality`, with ages in weeks. With `lesions`, sites of adults
-    say which disease their people have and at which contrast they are imaged.
+    say which disease their people have and at which contrast they are imaged. With `volumes`, newborns are those of
+    harness/phantom/newborn_volume.py, and have no slices.
     intensity: the percentile of the brain, over the slices that are cut, that becomes white.
     anatomies: folder below the data root with label maps (15 groups, 1 mm) of real people, in place of the
     deformed template; each is then a subject scanned at every site.
@@ -347,8 +459,113 @@ class PngCard(NiftiCard):
     spacing: tuple[Millimetres, Millimetres, Millimetres] = (1.0, 1.0, 1.0)
 
 
-Card = PhantomCard | NiftiCard | PngCard
-KINDS: dict[str, type[Card]] = {"phantom": PhantomCard, "nifti": NiftiCard, "png": PngCard}
+class TableColumns(Settings):
+    """Columns of a feature table that are no features, by their names in its first row.
+
+    scan:      the scan's name; or several columns filled into a pattern, as "{sub}_{ses}".
+    subject:   the person; null: everybody was scanned once. age and birth_age are in the card's `age_unit`.
+    split:     train, validation or test.
+    sexes:     how the table writes them, as {"1": M, "2": F}, where the first letter is neither F nor M.
+
+    sex, birth_age and split may be missing from the table unless the card names them.
+    """
+
+    scan: str = "scan"
+    subject: str | None = "subject"
+    age: str = "age"
+    sex: str | None = "sex"
+    birth_age: str | None = "birth_age"
+    split: str | None = "split"
+    sexes: dict[str, Literal["F", "M"]] = Field(default_factory=dict)
+
+    def named(self, role: str) -> bool:
+        """Whether the table must have the column of a role."""
+        return role in ("scan", "subject", "age") or role in self.model_fields_set
+
+
+class FeatureFamily(Settings):
+    """Where a feature table holds one family of features, such as relational volumes.
+
+    columns:   names of columns, one a feature; `*` stands for the region: its name, or its number in `labels`.
+               Written as a plain word or a list.
+    column:    one column, whose cells hold a dictionary or a list of numbers each.
+    of:        regions of such a list in their order, or those that a dictionary must have: names, labels, or ranges of
+               labels such as 1-83.
+    """
+
+    columns: list[str] = Field(default_factory=list)
+    column: str | None = None
+    of: list[int | str] = Field(default_factory=list)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain(cls, value: Any) -> Any:
+        return {"columns": [value] if isinstance(value, str) else value} if isinstance(value, str | list) else value
+
+    @model_validator(mode="after")
+    def _one(self) -> FeatureFamily:
+        if bool(self.columns) == (self.column is not None):
+            raise ValueError("name its columns, as rv_* or a list, or one column: with dictionaries, not both")
+        if self.of and self.column is None:
+            raise ValueError("of: goes with column:, whose cells hold many numbers; drop it")
+        return self
+
+    def regions(self) -> list[str]:
+        """`of`, ranges written out."""
+        found: list[str] = []
+        for entry in self.of:
+            low, dash, high = str(entry).partition("-")
+            if dash and low.isdecimal() and high.isdecimal():
+                first, last = _ids(entry)
+                found += map(str, range(first, last + 1))
+            else:
+                found.append(str(entry))
+        return found
+
+
+class TableSite(Settings):
+    """One site of a feature table.
+
+    file:    the table below the data root, CSV, TSV or Parquet, a row per scan. files: one for each side of the split.
+    only:    column → values; rows with another value are left out: tables of several sites have a column for it.
+    ages:    [youngest, oldest]; scans of other ages are left out.
+    exclude: scans to leave out. scans: at most so many (whole subjects, chosen by hash).
+    cohort:  sites with one cohort share subjects' names; default: the site alone.
+    """
+
+    file: str | None = None
+    files: dict[Split, str] = Field(default_factory=dict)
+    only: dict[str, list[str]] = Field(default_factory=dict)
+    ages: tuple[float, float] | None = None
+    exclude: list[str] = Field(default_factory=list)
+    scans: int | None = Field(None, ge=3)
+    cohort: str | None = None
+    modality: str | None = None
+
+    def tables(self) -> list[tuple[Split | None, str]]:
+        """(side, file): the side that a file's rows are on, None where the file is for all."""
+        found: list[tuple[Split | None, str]] = [(side, self.files[side]) for side in SPLITS if side in self.files]
+        return found or [(None, self.file or "")]
+
+
+class FeatureTableCard(BaseCard):
+    """Features of scans that somebody else has computed: no images, a table with a row per scan.
+
+    sides: who says who is trained on: the "table", by a file for each side or by a column, and by `split` where it has
+           neither; or the "card", by `split` alone.
+    swap:  the file names relational volumes "surface ratios" and the other way round; they are exchanged when read.
+    """
+
+    kind: Literal["table"]
+    sites: dict[str, TableSite] = Field(min_length=1)
+    columns: TableColumns = TableColumns()
+    families: dict[str, FeatureFamily] = Field(min_length=1)
+    sides: Literal["table", "card"] = "table"
+    swap: bool = False
+
+
+Card = PhantomCard | NiftiCard | PngCard | FeatureTableCard
+KINDS: dict[str, type[Card]] = {"phantom": PhantomCard, "nifti": NiftiCard, "png": PngCard, "table": FeatureTableCard}
 
 
 # ----------------------------------------------------------------------------------------- cross-checks
@@ -369,10 +586,17 @@ def cross_check(card: Card) -> Iterator[tuple[Where, str]]:
     yield from _check_amounts(card)
     if card.slices.at is not None and card.slices.range != (0.0, 1.0):
         yield ("slices", "at"), "at and range both say which slices are used; drop one (range: [0, 1])"
+    if card.split.by == "scan" and card.split.file is None and not isinstance(card, FeatureTableCard):
+        yield ("split", "by"), "only a file can list scans; write split: {file: split.yaml, by: scan}, or drop by"
     if card.labels is not None:
         yield from _check_labels(card.labels)
+    if card.volumes is not None:
+        yield from _check_volumes(card, card.volumes)
     if isinstance(card, PhantomCard):
         yield from _check_phantom(card)
+        return
+    if isinstance(card, FeatureTableCard):
+        yield from _check_tables(card)
         return
     if isinstance(card, PngCard):
         yield from _check_pngs(card)
@@ -406,6 +630,23 @@ def _check_labels(table: LabelTable) -> Iterator[tuple[Where, str]]:
                 yield (*at, key), f"{key!r} is neither an id nor a range such as 1000-1035"
             if name not in table.names:
                 yield (*at, key), f"{name!r} is no label{did_you_mean(name, table.names)}"
+
+    for index, name in enumerate(table.ignored):
+        here: Where = ("labels", "ignored", index)
+        if name not in table.names:
+            yield here, f"{name!r} is no label{did_you_mean(name, table.names)}"
+        elif name == table.names[0]:
+            yield here, f"{name!r} is the background, which is never a region; leave it out"
+
+
+def _check_volumes(card: Card, whole: Volumes) -> Iterator[tuple[Where, str]]:
+    if isinstance(card, PhantomCard):
+        if card.population != "neonatal":
+            yield ("volumes",), "only newborns are simulated as whole volumes; write population: neonatal, or drop it"
+    elif not isinstance(card, NiftiCard) or isinstance(card, PngCard):
+        yield ("volumes",), f"a card of kind {card.kind} has no whole volumes; write slices, or kind: nifti"
+    elif whole.voxel_mm is not None:
+        yield ("volumes", "voxel_mm"), "volumes keep the voxels of their files; drop voxel_mm, it is the phantom's"
 
 
 def _check_phantom(card: PhantomCard) -> Iterator[tuple[Where, str]]:
@@ -493,6 +734,10 @@ def _check_site(card: NiftiCard, name: str, site: NiftiSite) -> Iterator[tuple[W
             yield (*at, role), f"{role}: {trouble}"
     if site.subjects is not None:
         yield from _check_table((*at, "subjects"), site.subjects, fields)
+    if site.surfaces is not None:
+        yield from _check_surfaces((*at, "surfaces"), site.surfaces, fields)
+    for family, table in site.tables.items():
+        yield from _check_feature_file((*at, "tables", family), table, fields)
     if site.healthy and not card.lesions:
         yield (*at, "healthy"), "healthy says that nobody has a lesion; write lesions: true in the card, or drop it"
     if site.healthy and site.label is not None:
@@ -517,6 +762,40 @@ def _check_table(at: Where, table: SubjectsTable, fields: set[str]) -> Iterator[
             yield at, f"subjects: {trouble}"
     if table.ages is not None and not table.ages[0] <= table.ages[1]:
         yield (*at, "ages"), f"write [youngest, oldest]; got {list(table.ages)}"
+    if table.people is not None:
+        yield from _check_table((*at, "people"), table.people, fields)
+
+
+def _check_surfaces(at: Where, surfaces: Surfaces, fields: set[str]) -> Iterator[tuple[Where, str]]:
+    if not any(getattr(surfaces, role) for role in MAPS):
+        yield at, f"names no map to compute features from; give {', '.join(MAPS)}, or one of them"
+    for role in (*MAPS, "parcels", "medial_wall"):
+        pattern = getattr(surfaces, role)
+        if pattern is None:
+            continue
+        trouble = layout.pattern_trouble(pattern, (*layout.FIELDS, "hemi"))
+        if trouble is None and not layout.fields_of(pattern) <= fields | {"hemi"}:
+            trouble = f"uses fields that image does not have; it has {', '.join(sorted(fields)) or 'none'}"
+        if trouble is None and ("hemi" in layout.fields_of(pattern)) != pattern.endswith(".gii"):
+            trouble = f"{pattern!r}: a .gii file is of one hemisphere, {{hemi}}; a CIFTI file, .nii, holds both"
+        if trouble:
+            yield (*at, role), f"{role}: {trouble}"
+
+
+def _check_feature_file(at: Where, table: FeatureFile, fields: set[str]) -> Iterator[tuple[Where, str]]:
+    trouble = layout.path_trouble(table.file)
+    if trouble:
+        yield (*at, "file"), trouble
+    if table.key is not None and not layout.fields_of(table.key) <= fields:
+        what = f"{table.key!r} uses fields that image does not have; it has {', '.join(sorted(fields)) or 'none'}"
+        yield (*at, "key"), what
+    yield from _check_stars(at, table.columns)
+
+
+def _check_stars(at: Where, columns: Sequence[str]) -> Iterator[tuple[Where, str]]:
+    for index, column in enumerate(columns):
+        if column.count("*") > 1:
+            yield (*at, "columns", index), f"{column!r} has more than one *; one stands for the region"
 
 
 def _check_copy(card: NiftiCard, name: str, site: NiftiSite) -> Iterator[tuple[Where, str]]:
@@ -541,3 +820,49 @@ def _check_twice(at: Where, groups: Sequence[Sequence[str]]) -> Iterator[tuple[W
                 what = f"scan {scan!r} is listed twice; put all scans of a person in one list"
                 yield (*at, "same_subject", i, j), what
             seen.add(scan)
+
+
+def _check_tables(card: FeatureTableCard) -> Iterator[tuple[Where, str]]:
+    from harness.brain_age import RELATIONAL_VOLUME, SURFACE_RATIO
+
+    known = (RELATIONAL_VOLUME, SURFACE_RATIO)
+    for name, family in card.families.items():
+        meant = next((one for one in known if name != one and _alike(name, one)), None)
+        if meant is not None:
+            yield ("families", name), f"{name!r} is read as a family of its own; if {meant!r} is meant, write it so"
+        yield from _check_stars(("families", name), family.columns)
+        regions = family.regions()
+        twice = next((region for i, region in enumerate(regions) if region in regions[:i]), None)
+        if twice is not None:
+            yield ("families", name, "of"), f"{twice!r} is listed twice; name every region once"
+    if card.swap and not set(known) <= set(card.families):
+        yield ("swap",), f"swap exchanges {known[0]!r} and {known[1]!r}; name both families, or drop it"
+    for field in ("slices", "lesions"):
+        if field in card.model_fields_set:
+            yield (field,), f"{field} is for images, and a table has none; drop it"
+    for name, site in card.sites.items():
+        yield from _check_table_files(card, ("sites", name), site)
+
+
+def _alike(name: str, other: str) -> bool:
+    from difflib import SequenceMatcher
+
+    return SequenceMatcher(None, name.lower().replace("_", " "), other).ratio() > 0.85
+
+
+def _check_table_files(card: FeatureTableCard, at: Where, site: TableSite) -> Iterator[tuple[Where, str]]:
+    if (site.file is None) == (not site.files):
+        yield at, "name its table, file: features.csv, or one for each side, files: {train: ..., test: ...}"
+        return
+    for side, path in site.tables():
+        trouble = layout.path_trouble(path)
+        if trouble:
+            yield (*at, "files", side) if side else (*at, "file"), trouble
+    if card.split.file is not None and card.sides == "table":
+        if site.files or "split" in card.columns.model_fields_set:
+            where: Where = (*at, "files") if site.files else ("columns", "split")
+            yield where, "table and split file both say who is on which side; write sides: card to heed the file"
+    elif card.sides == "card" and card.split.by == "scan" and card.split.file is None:
+        yield ("split", "by"), "by: scan needs a split file, or sides: table; write one of them, or drop by"
+    if site.ages is not None and not site.ages[0] <= site.ages[1]:
+        yield (*at, "ages"), f"write [youngest, oldest]; got {list(site.ages)}"

@@ -1,4 +1,4 @@
-"""Who is trained on, validated on and tested on: by subject, the same at every site.
+"""Who is trained on, validated on and tested on: by subject, the same at every site; by scan where a file says so.
 
 A subject's side follows from hash(seed, subject) and from how many share the subject's sites, never from a place in
 a list. Subjects that occur at several sites (rescans, travelling volunteers, simulated copies) are on one side at all
@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from harness import yamlfile
-from harness.data.schema import SPLITS, Split
+from harness.data.schema import SPLITS, Split, SplitBy
 from harness.engine.store import write_atomically
 from harness.problems import Problem, UserError, did_you_mean
 
 Assignment = dict[str, Split]
-"""subject → side"""
+"""subject → side; in a split by scan, scan → side"""
 
 
 def order_of(subject: str, seed: int) -> str:
@@ -74,19 +74,20 @@ def assign(sites: Mapping[str, Iterable[str]], fractions: tuple[float, float, fl
 
 @dataclass(frozen=True)
 class SplitFile:
-    """A split file as read: its path, who is on which side, and where each subject stands in the file."""
+    """A split file as read: its path, who is on which side, where each stands in the file, and what is listed."""
 
     path: str
     sides: Assignment
     places: Mapping[str, str]
+    by: SplitBy = "subject"
 
 
-def as_document(sides: Assignment) -> dict[str, Any]:
-    """What a split file holds: side → its subjects, and the sha256 over their sorted names."""
+def as_document(sides: Assignment, by: SplitBy = "subject") -> dict[str, Any]:
+    """What a split file holds: side → its subjects (or scans), and the sha256 over their sorted names."""
     return {
-        split: {"subjects": subjects, "sha256": _digest(subjects)}
+        split: {f"{by}s": names, "sha256": _digest(names)}
         for split in SPLITS
-        for subjects in [sorted(subject for subject, side in sides.items() if side == split)]
+        for names in [sorted(name for name, side in sides.items() if side == split)]
     }
 
 
@@ -95,12 +96,13 @@ def write_split_file(path: Path, sides: Assignment) -> None:
     write_atomically(path, json.dumps(as_document(sides), indent=1))
 
 
-def read_split_file(path: str) -> SplitFile:
+def read_split_file(path: str, by: SplitBy = "subject") -> SplitFile:
     """Read a split file, YAML or JSON: train, validation and test, each a list of subjects or {subjects, sha256}.
 
-    Raises UserError with every problem at its line: unknown or missing sides, a subject on two sides (leakage) or
-    listed twice, a checksum that does not fit, a side without subjects.
+    by: "scan" reads scans in their place. Raises UserError with every problem at its line: unknown or missing sides, a
+    name on two sides (leakage) or listed twice, a checksum that does not fit, a side without names.
     """
+    listing = f"{by}s"
     document = yamlfile.read(path)
     sides: Assignment = {}
     places: dict[str, str] = {}
@@ -111,15 +113,15 @@ def read_split_file(path: str) -> SplitFile:
     ]
     for split in SPLITS:
         if split not in document.data:
-            problems.append(document.problem((), f"the side {split!r} is missing; list its subjects"))
+            problems.append(document.problem((), f"the side {split!r} is missing; list its {listing}"))
             continue
         at: tuple[str, ...] = (split,)
         listed: Any = document.data[split]
         digest = None
         if isinstance(listed, dict):
-            listed, digest, at = listed.get("subjects"), listed.get("sha256"), (split, "subjects")
+            listed, digest, at = listed.get(listing), listed.get("sha256"), (split, listing)
         if not isinstance(listed, list) or not listed or not all(isinstance(name, str) for name in listed):
-            problems.append(document.problem(at, f"{split} must be a list of one or more subjects' names, in quotes"))
+            problems.append(document.problem(at, f"{split} must be a list of one or more {listing}' names, in quotes"))
             continue
         for index, name in enumerate(listed):
             place = document.where((*at, index))
@@ -130,12 +132,12 @@ def read_split_file(path: str) -> SplitFile:
                 continue
             sides[name], places[name] = split, place
         if digest is not None and digest != _digest(sorted(listed)):
-            what = f"the subjects of {split} do not fit its sha256; undo the change, or delete the sha256 line"
+            what = f"the {listing} of {split} do not fit its sha256; undo the change, or delete the sha256 line"
             problems.append(document.problem((split, "sha256"), what))
     if problems:
         raise UserError(problems)
-    return SplitFile(path, sides, places)
+    return SplitFile(path, sides, places, by)
 
 
-def _digest(subjects: list[str]) -> str:
-    return hashlib.sha256("\n".join(subjects).encode()).hexdigest()
+def _digest(names: list[str]) -> str:
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()

@@ -113,18 +113,18 @@ def newborn(subject: Subject) -> Newborn:
     pushes = push_fields()
     noise = smooth_noise(stream(subject, "folding"), (2, *pushes.cortex.shape), 4.0)
     strength = np.array([0.45, 0.40], dtype=np.float32)[:, None, None, None] * np.float32(growth.folding)
-    deform = warp(subject, _size_changes(subject), gyral=1.8 * growth.folding)
+    deform = warp(subject, size_changes(subject), gyral=1.8 * growth.folding)
     draft = Newborn(
         growth, _unfolded(growth.folding), deform, strength * noise, pushes.origin, np.zeros(len(LABELS), np.float32),
         Head(np.eye(3), np.zeros(3)),
     )  # fmt: skip
-    odds, volume = _fit(draft)
+    odds, volume = fit_odds(draft)
     return Newborn(
-        growth, draft.source, deform, draft.noise, pushes.origin, odds, _head(subject, (growth.total_ml / volume))
+        growth, draft.source, deform, draft.noise, pushes.origin, odds, head_of(subject, (growth.total_ml / volume))
     )
 
 
-def _head(subject: Subject, shrink: float) -> Head:
+def head_of(subject: Subject, shrink: float) -> Head:
     """Pose and proportions; `shrink`: the newborn's volume by the warped template's."""
     rng = stream(subject, "head")
     aspect = 1 + 0.025 * bounded(rng, 3)
@@ -137,7 +137,7 @@ def _head(subject: Subject, shrink: float) -> Head:
 _RESIZE = {"cerebellum_GM": -5.0, "ventral_DC": 0.0, "thalamus": 1.5, "putamen": 1.5, "caudate": 1.0}
 
 
-def _size_changes(subject: Subject) -> tuple[tuple[float, float], ...]:
+def size_changes(subject: Subject) -> tuple[tuple[float, float], ...]:
     """mm (of the template) by which structures of `RESIZED` grow, (left, right): what makes an adult's posterior fossa
     a newborn's, and what people differ by. The tissue odds do the rest."""
     rng = stream(subject, "sizes")
@@ -157,7 +157,7 @@ CORTEX = ("cerebral_GM", "cerebral_WM", "CSF")
 
 
 @functools.lru_cache(maxsize=1)
-def _stages() -> tuple[Template, Float, Float]:
+def cortex_stages() -> tuple[Template, Float, Float]:
     """The template with soft deep structures, and its cortex folded and unfolded, [3, X, Y, Z] 0..255 as in `CORTEX`.
 
     The painted structures have borders of 2 mm, which tissue odds could not move: they are blurred, and what they
@@ -190,7 +190,7 @@ def _stages() -> tuple[Template, Float, Float]:
 
 def _unfolded(folding: float) -> Template:
     """The template with a cortex that has folded to the given degree, 0..1."""
-    base, folded, smooth = _stages()
+    base, folded, smooth = cortex_stages()
     memberships = base.memberships.copy()
     blend = np.rint(np.float32(folding) * folded + np.float32(1 - folding) * smooth).astype(np.uint8)
     memberships[[LABELS.index(name) - 1 for name in CORTEX]] = blend
@@ -200,7 +200,7 @@ def _unfolded(folding: float) -> Template:
 # --------------------------------------------------------------------------------------------- the volumes
 
 
-def _fit(draft: Newborn, rounds: int = 30) -> tuple[Float, float]:
+def fit_odds(draft: Newborn, rounds: int = 30) -> tuple[Float, float]:
     """Log-odds [15] that give every group its share, and the volume they leave the warped template, in ml."""
     box = np.array(draft.source.boxes)
     low, high = box[:, 0].min(axis=0) - 8, box[:, 1].max(axis=0) + 8
