@@ -28,15 +28,25 @@ class TrainingSettings(Settings):
     momentum: float = hyper(0.9, "momentum of sgd", origin="ours", ge=0, lt=1)
     weight_decay: float = hyper(0.0, "L2 penalty (adam, sgd) or decoupled decay (adamw)", origin="ours", ge=0)
 
-    schedule: Literal["constant", "step", "cosine", "linear"] = hyper("constant", "course of the rate", origin="ours")
+    schedule: Literal["constant", "step", "cosine", "linear", "inverse_time"] = hyper(
+        "constant", "course of the rate", origin="ours"
+    )
     step_every: int = hyper(500, "step: iterations between two drops", origin="ours", ge=1)
     step_factor: float = hyper(0.5, "step: factor of a drop", origin="ours", gt=0, le=1)
+    step_drops: int | None = hyper(None, "step: most drops; null: no limit", origin="ours", ge=1)
     cosine_final: float = hyper(0.0, "cosine: final rate as a fraction of the first", origin="ours", ge=0, le=1)
     cosine_stretch: float = hyper(
         1.0, "cosine: length of the whole curve over that of the training, which ends on its way", origin="ours", ge=1
     )
     linear_from: float = hyper(
         0.5, "linear: fraction of the iterations at the full rate, which then falls to 0", origin="ours", ge=0, lt=1
+    )
+    inverse_decay: float = hyper(
+        1e-3, "inverse_time: the rate is divided by 1 + this × the number of decays so far", origin="ours", ge=0
+    )
+    inverse_every: int = hyper(1, "inverse_time: iterations between two decays", origin="ours", ge=1)
+    inverse_after: int = hyper(
+        0, "inverse_time: iterations at the full rate, during which decays are counted", origin="ours", ge=0
     )
     warmup: int = hyper(0, "iterations of linear rise to the learning rate", origin="ours", ge=0)
     clip_norm: float | None = hyper(None, "largest L2 norm of the gradient; null: no limit", origin="ours", gt=0)
@@ -70,11 +80,13 @@ def learning_rate_at(settings: TrainingSettings, iteration: int) -> float:
 
     Warmup rises linearly and reaches the full rate at index `warmup - 1`. Drops of "step" are counted from
     index 0; "cosine" runs from the end of warmup to the last index, where it is rate × `cosine_final` unless
-    stretched; "linear" is full until `linear_from` and would be 0 just after the last index, so that no update is void.
+    stretched; "linear" is full until `linear_from` and would be 0 just after the last index, so that no update is void;
+    "inverse_time" counts its decays from index 0, so the rate drops at once where `inverse_after` ends.
     """
     rate = settings.learning_rate
     if settings.schedule == "step":
-        rate *= settings.step_factor ** (iteration // settings.step_every)
+        drops = iteration // settings.step_every
+        rate *= settings.step_factor ** (drops if settings.step_drops is None else min(drops, settings.step_drops))
     elif settings.schedule == "cosine":
         span = max(1, settings.iterations - 1 - settings.warmup)
         progress = min(1.0, max(0, iteration - settings.warmup) / span) / settings.cosine_stretch
@@ -83,6 +95,8 @@ def learning_rate_at(settings: TrainingSettings, iteration: int) -> float:
     elif settings.schedule == "linear":
         decay = settings.iterations * (1 - settings.linear_from)
         rate *= min(1.0, max(0.0, (settings.iterations - iteration) / decay))
+    elif settings.schedule == "inverse_time" and iteration >= settings.inverse_after:
+        rate /= 1 + settings.inverse_decay * (iteration // settings.inverse_every)
     return rate * min(1.0, (iteration + 1) / settings.warmup) if settings.warmup else rate
 
 

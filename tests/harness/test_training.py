@@ -140,6 +140,14 @@ def test_linear_schedule_holds_then_falls_towards_zero_after_the_last_update() -
     assert [learning_rate_at(falling, i) for i in range(4)] == pytest.approx([1.0, 0.75, 0.5, 0.25])
 
 
+def test_inverse_time_decays_in_every_iteration_or_in_steps_after_a_while() -> None:
+    each = TrainingSettings(learning_rate=0.1, schedule="inverse_time", inverse_decay=1e-3)
+    assert [learning_rate_at(each, i) for i in (0, 1, 1000, 9000)] == pytest.approx([0.1, 0.1 / 1.001, 0.05, 0.01])
+    steps = each.model_copy(update={"inverse_decay": 0.05, "inverse_every": 10, "inverse_after": 200})
+    rates = [learning_rate_at(steps, i) for i in (0, 199, 200, 209, 210, 400)]
+    assert rates == pytest.approx([0.1, 0.1, 0.1 / 2, 0.1 / 2, 0.1 / 2.05, 0.1 / 3])
+
+
 def test_constant_schedule_and_warmup_longer_than_the_training() -> None:
     assert learning_rate_at(TrainingSettings(learning_rate=0.3), 777) == 0.3
     long = TrainingSettings(iterations=5, learning_rate=1.0, schedule="cosine", warmup=100)

@@ -1,0 +1,1 @@
+"""Estimators of the age of a brain, from volumes or from tables of features."""

@@ -1,0 +1,1 @@
+"""ARN: an ensemble of residual attention networks on the central slice, which also say how sure they are."""
