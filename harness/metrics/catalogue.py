@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -48,6 +48,14 @@ class MetricInfo:
     def text(self, value: float | None) -> str:
         """A value as tables show it; "–" where there is none."""
         return "–" if value is None else f"{value * self.scale:z.{self.digits}f}".replace("-", "−")
+
+    def in_unit(self, age_unit: str) -> MetricInfo:
+        """The metric as it is called where ages are in this unit, "weeks" or "years"; others are as they were."""
+        return replace(
+            self,
+            unit=self.unit.replace("weeks", age_unit),
+            shown_unit=self.shown_unit.replace("weeks", age_unit),
+        )
 
     def better(self, first: float, second: float) -> bool:
         """Whether the first value is strictly better than the second."""
@@ -128,6 +136,40 @@ _ALL = (
         shown_unit="weeks²",
         lower_is_better=True,
         per_subject=True,
+    ),
+    MetricInfo(
+        "rmse",
+        "RMSE",
+        "Root of the mean squared error of the predicted ages of one site's scans.",
+        unit="weeks",
+        shown_unit="weeks",
+        lower_is_better=True,
+        variant_of="mse",
+    ),
+    MetricInfo(
+        "error_sd",
+        "SD of |error|",
+        "Population standard deviation of the absolute errors of one site's scans: what is printed after an MAE as ±.",
+        unit="weeks",
+        shown_unit="weeks",
+        lower_is_better=True,
+        counts=False,
+    ),
+    MetricInfo(
+        "r2",
+        "R²",
+        "Coefficient of determination 1 − SSE/SST of the ages of one site's scans. Bias lowers it, it has no lower "
+        "bound, and the mean age of the scored scans scores 0.",
+        digits=3,
+        variant_of="rmse",
+    ),
+    MetricInfo(
+        "r2_pearson",
+        "R² Pearson",
+        "Squared Pearson correlation of predicted and true age of one site's scans, also called R² in print: blind to "
+        "bias and scale. Undefined where all predictions are equal.",
+        digits=3,
+        variant_of="r2",
     ),
     MetricInfo(
         "wasserstein",

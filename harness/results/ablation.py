@@ -32,7 +32,7 @@ def ablation(sweep: SweepInfo, board: Leaderboard) -> Figure:
     themselves. Open points are trials that were not run to the end, diamonds are oracles, which enter no mean; the
     base's own value is marked.
     """
-    info = METRICS[sweep.objective.metric]
+    info = board.metric(sweep.objective.metric)
     fields, points = list(sweep.space), _points(sweep, board)
     columns = min(ACROSS, len(fields))
     lines = math.ceil(len(fields) / columns)

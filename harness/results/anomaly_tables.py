@@ -236,7 +236,7 @@ def _entries(
         own = values.get((method, metric, setting), [])
         low, high = subjects.get((setting, method, metric)) or pooled.get((method, metric, setting)) or (None, None)
         after = "" if metric in COSTS else processing
-        state, note = _worst(of)
+        state, note = worst(of)
         value = math.fsum(own) / len(own) if own else None
         head = (after, metric, method, setting, value, spread(own), low, high)
         found.setdefault((method, metric), []).append(Entry(*head, len(of), len(own), state, note))
@@ -252,11 +252,11 @@ def _over_settings(entries: list[Entry], mean: Mapping[str, Any] | None, single:
     if single:
         return replace(entries[0], setting="")
     expected, scored = sum(e.expected for e in entries), sum(e.scored for e in entries)
-    worst, note = _worst([{"state": e.state, "note": e.note} for e in entries])
+    state, note = worst([{"state": e.state, "note": e.note} for e in entries])
     value, sd = (mean["mean"], mean["seed_sd"]) if mean is not None else (None, None)
     return replace(
         entries[0], setting="", value=value, sd=sd, low=None, high=None, expected=expected, scored=scored,
-        state=worst, note=note,
+        state=state, note=note,
     )  # fmt: skip
 
 
@@ -274,7 +274,8 @@ def _pooled_intervals(cells: pl.DataFrame) -> dict[tuple[str, str, str], tuple[f
     return limits
 
 
-def _worst(cells: Iterable[Mapping[str, Any]]) -> tuple[str, str]:
+def worst(cells: Iterable[Mapping[str, Any]]) -> tuple[str, str]:
+    """State and note of the cell that fared worst."""
     order = ("failed", "blocked", "absent", "empty", "scored")
     return min(((cell["state"], cell["note"]) for cell in cells), key=lambda found: order.index(found[0]))
 

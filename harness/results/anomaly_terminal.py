@@ -29,14 +29,14 @@ def tables(board: Leaderboard, width: int, plain: bool) -> Iterator[tuple[str, T
     if len(found.settings) > 1:
         spread = ", ± SD over seeds" if len(board.info.seeds) > 1 else ""
         columns = [(setting, _entry(found, headline, setting)) for setting in found.settings]
-        yield _fitted(board, f"{info.heading} {info.arrow} by setting{spread}", columns, width, plain)
+        yield fitted(board, f"{info.heading} {info.arrow} by setting{spread}", columns, width, plain)
     if len(meanings := found.meanings(board.metrics)) > 1:
         over = ", mean over settings" if len(found.settings) > 1 else ""
         columns = [(MEANINGS[metric][0], _entry(found, metric, "")) for metric in meanings]
-        yield _fitted(board, f"what is called maximum Dice, %{over}", columns, width, plain)
+        yield fitted(board, f"what is called maximum Dice, %{over}", columns, width, plain)
     if costs := found.costs():
         columns = [(METRICS[metric].name, _cost(found, metric)) for metric in costs]
-        yield _fitted(board, "cost, of one slice", columns, width, plain)
+        yield fitted(board, "cost, of one slice", columns, width, plain)
 
 
 def _entry(found: BySetting, metric: str, setting: str) -> Callable[[str], Text]:
@@ -59,7 +59,7 @@ def _cost(found: BySetting, metric: str) -> Callable[[str], Text]:
     return cell
 
 
-def _fitted(board: Leaderboard, title: str, columns: Sequence[Column], width: int, plain: bool) -> tuple[str, Table]:
+def fitted(board: Leaderboard, title: str, columns: Sequence[Column], width: int, plain: bool) -> tuple[str, Table]:
     """The table with as many columns as there is room for, at least one."""
     table = Table(
         box=box.ASCII if plain else box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold"
@@ -70,12 +70,12 @@ def _fitted(board: Leaderboard, title: str, columns: Sequence[Column], width: in
     shown: list[list[Text]] = []
     for heading, cell in columns:
         texts = [cell(row.method) for row in rows]
-        used += max([len(heading), *map(len, texts)]) + 2
+        used += max([*map(len, heading.split("\n")), *map(len, texts)]) + 2
         if used > width and shown:
             break
         table.add_column(Text(heading), justify="right", no_wrap=True)
         shown.append(texts)
     for number, row in enumerate(rows):
         table.add_row(escape(row.shown_name), *(texts[number] for texts in shown))
-    left_out = [heading for heading, _ in columns[len(shown) :]]
+    left_out = [" ".join(heading.split()) for heading, _ in columns[len(shown) :]]
     return title + (f"; no room for {', '.join(left_out)}" if left_out else ""), table

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from harness.metrics.catalogue import ranked
+from harness.results.age_tables import AgeTables, named
 from harness.results.aggregate import Failure
 from harness.results.anomaly_sizes import MARK
 from harness.results.anomaly_tables import BySetting
@@ -21,15 +22,16 @@ def notes_of(
     ranks: RankTest | None,
     failures: tuple[Failure, ...],
     by_setting: BySetting | None,
+    ages: AgeTables | None = None,
 ) -> tuple[str, ...]:
     """The footnotes of a leaderboard with these rows, a line each."""
-    notes = _of_means(info, by_setting)
+    notes = _of_ages(info, ages) if ages else _of_means(info, by_setting)
     notes += _of_deviations(info, rows)
-    if info.dataset.model_dump().get("age_unit") == "years" and {"mae", "mse"} & set(info.metrics):
+    if not ages and info.dataset.model_dump().get("age_unit") == "years" and {"mae", "mse"} & set(info.metrics):
         notes.append("ages of this data set are in years: read years where MAE and MSE say weeks")
     if oracles := [row.method for row in rows if row.oracle]:
         notes.append(f"oracle, chosen by the labels it is scored on: an upper bound, not ranked: {', '.join(oracles)}")
-    incomplete = sorted({row.method for row in rows for s in row.scores.values() if s.applicable and not s.complete})
+    incomplete = sorted({row.method for row in rows for s in row.scores.values() if s.lacking})
     if incomplete:
         notes.append(
             f"{MARK} mean over fewer cells than expected, not comparable, listed after the complete rows: "
@@ -46,10 +48,10 @@ def notes_of(
     if ranks:
         notes.extend(ranks.notes)
     elif len(rows) > 1:
-        unit = "setting, metric" if by_setting else "source, target, metric"
+        unit = "setting, metric" if by_setting else "site, metric" if ages else "source, target, metric"
         notes.append(f"no mean ranks: no setting ({unit}) was scored for two or more methods")
     if any(s.low is not None for row in rows for s in row.scores.values()):
-        notes.append(_of_intervals(by_setting))
+        notes.append(_of_intervals(by_setting, ages))
     return tuple(notes)
 
 
@@ -71,8 +73,29 @@ def _of_means(info: RunInfo, by_setting: BySetting | None) -> list[str]:
     return notes
 
 
-def _of_intervals(by_setting: BySetting | None) -> str:
+def _of_ages(info: RunInfo, ages: AgeTables) -> list[str]:
+    """What was scored, what was trained on, and what stands after ±."""
+    places = [f"{site} ({of})" if (of := _scans_of(ages, site)) else site for site in ages.targets]
+    notes = [f"scored: {', '.join(places)}"] if places else []
+    if ages.sources:
+        others = ", ".join(ages.sources[1:])
+        notes.append(f"trained on: {named(ages.sources[0])}" + (f"; shown apart: {others}" if others else ""))
+    several = len(info.seeds) > 1
+    spread = "MAE ± population SD of the absolute errors of the scans"
+    notes.append(spread + ("; of other metrics ± is the population SD over seeds" if several else ""))
+    if len(ages.targets) > 1:
+        notes.append(f"means over sites{', seeds averaged first' if several else ''}")
+    return notes
+
+
+def _scans_of(ages: AgeTables, site: str) -> str:
+    return ages.counted("site", site) if len(ages.targets) > 1 else ages.counted()
+
+
+def _of_intervals(by_setting: BySetting | None, ages: AgeTables | None) -> str:
     level = f"{100 * (1 - LEVEL):.0f} % intervals"
+    if ages:
+        return f"{level}: BCa bootstrap over people{' within their sites' if len(ages.targets) > 1 else ''}"
     if by_setting and len(by_setting.settings) == 1:
         return f"{level}: BCa bootstrap over subjects; of pooled pixels the bounds are means over seeds"
     strata = "settings" if by_setting else "sites"

@@ -9,20 +9,15 @@ Each is optional: a reader finds nothing where a file was never written.
 
 from __future__ import annotations
 
-import json
-import os
-import uuid
-import zipfile
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from harness.engine.store import write_atomically
-from harness.problems import Problem, UserError
+from harness.results.arrayfile import read_entries, write_entries
 from harness.results.records import read_parquet, write_parquet
 
 PRECISION_RECALL = pl.Schema(
@@ -72,22 +67,22 @@ class Pictures:
 
 def write_detections(folder: Path, found: Iterable[Detection]) -> None:
     """Replace the example slices of a results folder."""
-    _write(folder, "detections", list(found), ("input", "lesion", "map", "reconstruction"))
+    write_entries(folder, "detections", list(found), ("input", "lesion", "map", "reconstruction"))
 
 
 def read_detections(folder: Path) -> tuple[Detection, ...]:
     """The example slices of a results folder. Raises UserError where the files are damaged."""
-    return tuple(Detection(**row) for row in _read(folder, "detections"))
+    return tuple(Detection(**row) for row in read_entries(folder, "detections"))
 
 
 def write_pictures(folder: Path, found: Iterable[Pictures]) -> None:
     """Replace the pictures of a results folder."""
-    _write(folder, "pictures", list(found), ("images",))
+    write_entries(folder, "pictures", list(found), ("images",))
 
 
 def read_pictures(folder: Path) -> tuple[Pictures, ...]:
     """The pictures of a results folder. Raises UserError where the files are damaged."""
-    return tuple(Pictures(**{**row, "captions": tuple(row["captions"])}) for row in _read(folder, "pictures"))
+    return tuple(Pictures(**{**row, "captions": tuple(row["captions"])}) for row in read_entries(folder, "pictures"))
 
 
 def write_precision_recall(folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -101,46 +96,3 @@ def read_precision_recall(folder: Path) -> pl.DataFrame:
     return (
         read_parquet(path).select(PRECISION_RECALL.names()) if path.is_file() else pl.DataFrame(schema=PRECISION_RECALL)
     )
-
-
-def _write(folder: Path, name: str, found: list[Any], arrays: tuple[str, ...]) -> None:
-    """The entries' plain values as JSON, their arrays as one compressed file; equal arrays are kept once."""
-    kept: dict[str, np.ndarray] = {}
-    known: dict[bytes, str] = {}
-    index = []
-    for item in found:
-        places = {}
-        for array in arrays:
-            value = getattr(item, array)
-            if value is None:
-                continue
-            identity = value.tobytes() + f"{value.dtype}{value.shape}".encode()
-            places[array] = known.setdefault(identity, str(len(known)))
-            kept.setdefault(places[array], value)
-        plain = {key: value for key, value in asdict(item).items() if key not in arrays}
-        index.append({**plain, "arrays": places})
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{name}-{uuid.uuid4().hex[:8]}.npz"
-    try:
-        np.savez_compressed(temporary, allow_pickle=False, **kept)
-        os.replace(temporary, folder / f"{name}.npz")
-    finally:
-        temporary.unlink(missing_ok=True)
-    write_atomically(folder / f"{name}.json", json.dumps(index, indent=1))
-
-
-def _read(folder: Path, name: str) -> list[dict[str, Any]]:
-    path = folder / f"{name}.json"
-    if not path.is_file():
-        return []
-    try:
-        index = json.loads(path.read_text())
-        with np.load(folder / f"{name}.npz", allow_pickle=False) as arrays:
-            loaded = {key: arrays[key] for key in arrays.files}
-        return [
-            {**{k: v for k, v in row.items() if k != "arrays"}, **{k: loaded[at] for k, at in row["arrays"].items()}}
-            for row in index
-        ]
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        what = f"is damaged ({error}); the next `harness run` writes it anew"
-        raise UserError(Problem(str(path), what)) from None

@@ -32,7 +32,7 @@ def families(board: Leaderboard) -> list[tuple[str, list[Row]]]:
 def components(board: Leaderboard, rows: Sequence[Row]) -> Figure:
     """Bars of the baseline and of one method's variants, best below, with the in-domain level as the ceiling."""
     metric = board.info.headline
-    info = METRICS[metric]
+    info = board.metric(metric)
     baseline = [row for row in board.rows if row.method == board.info.baseline]
     better = sorted(rows, key=lambda row: row.scores[metric].mean or 0.0, reverse=info.lower_is_better)
     shown = [*baseline, *better]

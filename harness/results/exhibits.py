@@ -23,7 +23,7 @@ import polars as pl
 
 from harness.engine.store import write_atomically
 from harness.problems import Problem, UserError
-from harness.results.records import read_parquet, write_parquet
+from harness.results.records import read_optional, write_parquet
 
 CURVES = pl.Schema(
     {
@@ -75,7 +75,7 @@ def write_curves(folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 def read_curves(folder: Path) -> pl.DataFrame:
     """The curves of a results folder, empty if there are none. Raises UserError where the file is damaged."""
-    return _read(folder / "curves.parquet", CURVES)
+    return read_optional(folder / "curves.parquet", CURVES)
 
 
 def write_histograms(folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -85,7 +85,7 @@ def write_histograms(folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 def read_histograms(folder: Path) -> pl.DataFrame:
     """The histograms of a results folder, empty if there are none. Raises UserError where the file is damaged."""
-    return _read(folder / "histograms.parquet", HISTOGRAMS)
+    return read_optional(folder / "histograms.parquet", HISTOGRAMS)
 
 
 def write_panels(folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -133,13 +133,3 @@ def read_panels(folder: Path) -> tuple[Panel, ...]:
 def _panel(row: Mapping[str, Any], number: int, arrays: Mapping[str, np.ndarray]) -> Panel:
     pixels = {name: arrays[f"{number}-{name}"] for name in row["arrays"]}
     return Panel(row["method"], row["source"], row["target"], row["subject"], row["slice"], **pixels)
-
-
-def _read(path: Path, schema: pl.Schema) -> pl.DataFrame:
-    if not path.is_file():
-        return pl.DataFrame(schema=schema)
-    frame = read_parquet(path)
-    if missing := [name for name in schema if name not in frame.columns]:
-        what = f"lacks the columns {', '.join(missing)}; the next `harness run` writes it anew"
-        raise UserError(Problem(str(path), what))
-    return frame.select(schema.names())

@@ -257,3 +257,11 @@ def curves(table: pl.DataFrame) -> Figure:
 def shortened(text: str, most: int) -> str:
     """The text, cut where it is longer than `most` characters."""
     return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def both_ends(text: str, most: int) -> str:
+    """The text, cut in its middle where it is longer than `most` characters: names may differ at the end alone."""
+    if len(text) <= most:
+        return text
+    tail = most // 2
+    return f"{text[: most - 1 - tail].rstrip()}…{text[-tail:].lstrip()}"

@@ -20,6 +20,9 @@ from harness.engine.store import write_atomically
 from harness.metrics.catalogue import METRICS, ranked
 from harness.results import (
     ablation,
+    age_figures,
+    age_tables,
+    ages,
     aggregate,
     anomaly_figures,
     anomaly_tables,
@@ -33,6 +36,7 @@ from harness.results import (
     runinfo,
     terminal,
 )
+from harness.results.age_groups import SEX_NAMES
 from harness.results.combined import Combined
 from harness.results.exhibits import Panel
 from harness.results.leaderboard import Leaderboard
@@ -54,7 +58,7 @@ def write_report(folder: Path, path: Path, against: Sequence[Published] = ()) ->
     against: published numbers to show beside. Raises UserError where the folder is damaged.
     """
     info, table = runinfo.read(folder), records.read(folder)
-    board = leaderboard.build_from(info, table)
+    board = leaderboard.build_from(info, table, ages.read(folder))
     shown = list(all_figures(folder, board, table))
     _write_figures(folder / "figures", shown)
     write_atomically(path, render(board, shown, len(table), published.beside(board, against) if against else ()))
@@ -89,7 +93,9 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"p": p_text, "when": _when, "duration": _duration, "setting": _setting}
+    environment.filters |= {"signed": _signed, "source": age_tables.named}
     environment.globals |= {"cost": anomaly_tables.cost_text, "meanings": anomaly_tables.MEANINGS}
+    environment.globals |= {"sex_names": SEX_NAMES, "outside": age_tables.outside, "named": age_tables.named}
     return environment
 
 
@@ -105,9 +111,13 @@ def render(board: Leaderboard, shown: list[Shown], records: int, beside: Sequenc
             board=board,
             anomaly=board.anomaly,
             mapped=[s for s in (board.anomaly.settings if board.anomaly else ()) if f"maps {s}" in sections],
+            ages=board.ages,
             columns=_columns(board),
             info=info,
-            metrics=METRICS,
+            metrics={m: board.metric(m) for m in METRICS},
+            numbers={m: metric.in_unit(board.ages.unit) for m, metric in age_tables.SHOWN.items()}
+            if board.ages
+            else {},
             shown=shown,
             comparisons=_by_metric(board),
             failures=aggregate.grouped(board.failures),
@@ -130,6 +140,10 @@ def all_figures(folder: Path, board: Leaderboard, table: pl.DataFrame) -> Iterat
         yield from _ranks(board)
         yield from _effects(board, curves, names)
         yield from anomaly_figures.all_figures(folder, board)
+    elif board.ages:
+        yield from _ranks(board)
+        yield from _effects(board, curves, names)
+        yield from age_figures.all_figures(folder, board)
     else:
         yield from _matrices(board, table, names)
         yield from _ranks(board)
@@ -138,7 +152,8 @@ def all_figures(folder: Path, board: Leaderboard, table: pl.DataFrame) -> Iterat
         panels = exhibits.read_panels(folder)
         yield from _samples(panels, names)
         yield from _panels(panels, names, board.info.dataset.label_names)
-    yield from _curves(curves, "training site" if board.anomaly else "source, target")
+    places = "training site" if board.anomaly else "set of training scans" if board.ages else "source, target"
+    yield from _curves(curves, places)
 
 
 def _ranks(board: Leaderboard) -> Iterator[Shown]:
@@ -166,7 +181,7 @@ def _effects(board: Leaderboard, curves: pl.DataFrame, names: list[str]) -> Iter
     for method, rows in effects.families(board):
         if info.sweep and len(rows) > MOST_VARIANTS:  # the ablation shows them better
             continue
-        beside = " and the baseline" if board.anomaly else ", the baseline, and the in-domain level"
+        beside = " and the baseline" if board.anomaly or board.ages else ", the baseline, and the in-domain level"
         caption = f"Variants of {method}{beside}; 95 % intervals over subjects."
         yield Shown(f"components-{method}", "components", caption, effects.components(board, rows))
     traced = effects.adaptations(board, curves)
@@ -239,7 +254,7 @@ def _curves(table: pl.DataFrame, places: str) -> Iterator[Shown]:
 
 def _columns(board: Leaderboard) -> tuple[str, ...]:
     """Metrics of the leaderboard's table. Where every metric has a table of its own, those that count in ranks."""
-    if board.anomaly is None:
+    if board.anomaly is None and board.ages is None:
         return board.metrics
     principal = {board.info.headline, *(board.info.rank_metrics or ranked(board.metrics))}
     return tuple(m for m in board.metrics if m in principal)
@@ -258,6 +273,10 @@ def _when(iso: str) -> str:
         return datetime.fromisoformat(iso).strftime("%Y-%m-%d %H:%M %Z").strip()
     except ValueError:
         return iso
+
+
+def _signed(value: float, digits: int) -> str:
+    return f"{value:+z.{digits}f}".replace("-", "−")
 
 
 def _duration(seconds: float) -> str:

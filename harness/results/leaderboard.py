@@ -9,8 +9,10 @@ from typing import Any
 
 import polars as pl
 
-from harness.metrics.catalogue import METRICS
-from harness.results import aggregate, anomaly_tables, board_notes, records, runinfo
+from harness.metrics.catalogue import METRICS, MetricInfo
+from harness.results import age_entries, ages, aggregate, anomaly_tables, board_notes, records, runinfo
+from harness.results.age_tables import AgeTables
+from harness.results.ages import Found
 from harness.results.aggregate import Failure
 from harness.results.anomaly_sizes import BINNED, MARK
 from harness.results.anomaly_tables import COSTS, BySetting
@@ -23,9 +25,9 @@ class Score:
     """One metric of one method over its off-diagonal cells; values in the unit of the records.
 
     mean, sd: over source–target pairs, population SD; None without a value, sd also in an anomaly benchmark of one
-    setting. low, high: 95 % interval of the mean, None where it is not defined. seed_sd: over seeds; None with one
-    seed. in_domain: mean over the diagonal cells, None where the method was not run there. The counts are cells
-    (seed, source, target), `penalised` is records.
+    setting. Of brain ages sd is that of the absolute errors beside an MAE, else None. low, high: 95 % interval of the
+    mean, None where it is not defined. seed_sd: over seeds; None with one seed. in_domain: mean over the diagonal
+    cells, None where the method was not run there. The counts are cells (seed, source, target), `penalised` is records.
     """
 
     metric: str
@@ -53,6 +55,11 @@ class Score:
     def complete(self) -> bool:
         """Whether every expected cell was scored; only such means are compared with one another."""
         return self.scored > 0 and self.scored + self.empty == self.expected
+
+    @property
+    def lacking(self) -> bool:
+        """Whether a cell that has something to measure is without a value."""
+        return self.scored + self.empty < self.expected
 
     @property
     def text(self) -> str:
@@ -105,6 +112,7 @@ class Leaderboard:
     """Rows best first by the headline metric; rows with missing cells come after all complete ones.
 
     anomaly: what the means over settings are made of; None for a track whose cells have a source and a target.
+    ages: the same of brain ages, whose rows are of the largest set of training scans; None for another track.
     """
 
     info: RunInfo
@@ -114,6 +122,7 @@ class Leaderboard:
     failures: tuple[Failure, ...]
     notes: tuple[str, ...]
     anomaly: BySetting | None = None
+    ages: AgeTables | None = None
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -124,8 +133,9 @@ class Leaderboard:
 
     @property
     def score_metrics(self) -> tuple[str, ...]:
-        """Those of the metrics that are no costs, unless one is the headline."""
-        return tuple(m for m in self.metrics if m == self.info.headline or m not in COSTS)
+        """Those of the metrics that are no costs, nor the SD that stands beside another, unless one is the headline."""
+        apart = (*COSTS, *(("error_sd",) if self.ages and "mae" in self.metrics else ()))
+        return tuple(m for m in self.metrics if m == self.info.headline or m not in apart)
 
     @property
     def traits(self) -> tuple[str, ...]:
@@ -136,6 +146,10 @@ class Leaderboard:
     def failed_cells(self) -> int:
         """Number of cells (method, seed, source, target) that lack a result."""
         return len({(f.method, f.seed, f.source, f.target) for f in self.failures})
+
+    def metric(self, metric: str) -> MetricInfo:
+        """What a metric is called here: errors of brain ages are in the unit of the ages."""
+        return METRICS[metric].in_unit(self.ages.unit) if self.ages else METRICS[metric]
 
     def best(self, metric: str) -> frozenset[str]:
         """Names of the rows with the best mean among the complete ones."""
@@ -157,18 +171,22 @@ class Leaderboard:
             "failures": [asdict(failure) for failure in self.failures],
             "notes": list(self.notes),
             **(self.anomaly.as_json() if self.anomaly else {}),
+            **(self.ages.as_json() if self.ages else {}),
         }
 
 
 def build(folder: Path) -> Leaderboard:
     """The leaderboard of a results folder. Raises UserError where its files are absent or damaged."""
-    return build_from(runinfo.read(folder), records.read(folder))
+    return build_from(runinfo.read(folder), records.read(folder), ages.read(folder))
 
 
-def build_from(info: RunInfo, table: pl.DataFrame) -> Leaderboard:
-    """The leaderboard of records already read."""
+def build_from(info: RunInfo, table: pl.DataFrame, found: Found = ages.NONE) -> Leaderboard:
+    """The leaderboard of records, and of what ages have beside them, already read."""
     by_setting = anomaly_tables.build(info, table)
-    table = records.of_processing(table, info.processing)
+    of_ages = age_entries.build(info, table, found)
+    whole = table = records.of_processing(table, info.processing)
+    if of_ages:
+        table = table.filter(pl.col("source") == of_ages.largest)
     names = [method.name for method in info.methods]
     names += sorted(set(table["method"].unique()) - set(names))
     metrics = tuple(dict.fromkeys((*info.metrics, *table["metric"].unique().sort())))
@@ -176,24 +194,30 @@ def build_from(info: RunInfo, table: pl.DataFrame) -> Leaderboard:
     scores = _scores(table, names, metrics)
     if by_setting and len(by_setting.settings) == 1:
         scores = _of_one_setting(scores, by_setting)
+    if of_ages:
+        scores = _of_ages(scores, of_ages)
     oracles = {method.name for method in info.methods if method.oracle}
     fair = [name for name in names if name not in oracles]
     best = {m: min(_best({n: scores[n][m] for n in fair}, m), key=names.index, default=None) for m in metrics}
     ranks = rank_test(table.filter(~pl.col("method").is_in(oracles)), fair, info.rank_metrics)
     if ranks and by_setting:
         ranks = replace(ranks, unit="setting, metric")
+    if ranks and of_ages:
+        ranks = replace(ranks, unit="site, metric")
     ordered = sorted(names, key=lambda name: (name in oracles, *_place(scores[name][info.headline], info.headline)))
-    fates = aggregate.cell_fates(table)
+    fates = aggregate.cell_fates(whole)
     rows = tuple(
         _row(None if name in oracles else i, name, info, list(fates.get(name, {}).values()), scores[name], ranks)
         for i, name in enumerate(ordered, 1)
     )
     # Neither costs nor means over bins are worth a test.
     tested = [m for m in metrics if not by_setting or (METRICS[m].counts and m not in BINNED)]
+    if of_ages:  # one value of a site separates nothing
+        tested = [m for m in metrics if METRICS[m].per_subject]
     comparisons = compare(table, [n for n in ordered if n in fair], tested, best, info.baseline)
-    failures = aggregate.failures(table)
-    notes = board_notes.notes_of(info, rows, ranks, failures, by_setting)
-    return Leaderboard(info, rows, ranks, comparisons, failures, notes, by_setting)
+    failures = aggregate.failures(whole)
+    notes = board_notes.notes_of(info, rows, ranks, failures, by_setting, of_ages)
+    return Leaderboard(info, rows, ranks, comparisons, failures, notes, by_setting, of_ages)
 
 
 def _of_one_setting(scores: dict[str, dict[str, Score]], by_setting: BySetting) -> dict[str, dict[str, Score]]:
@@ -205,6 +229,19 @@ def _of_one_setting(scores: dict[str, dict[str, Score]], by_setting: BySetting) 
             entry = by_setting.entry(metric, name)
             low, high = (entry.low, entry.high) if entry else (score.low, score.high)
             found[name][metric] = replace(score, sd=None, low=low, high=high)
+    return found
+
+
+def _of_ages(scores: dict[str, dict[str, Score]], of_ages: AgeTables) -> dict[str, dict[str, Score]]:
+    """The same, of the largest set of training scans, with the spread and intervals that ages are reported with."""
+    found: dict[str, dict[str, Score]] = {}
+    for name, own in scores.items():
+        found[name] = {}
+        for metric, score in own.items():
+            entry = of_ages.entry(metric, name)
+            kept = ("sd", "seed_sd", "low", "high")
+            new = {} if entry is None else {"mean": entry.value, **{field: getattr(entry, field) for field in kept}}
+            found[name][metric] = replace(score, **new)
     return found
 
 

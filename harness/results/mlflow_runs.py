@@ -17,7 +17,7 @@ import polars as pl
 from mlflow.entities import Experiment, Metric, Param, Run, ViewType
 from mlflow.tracking import MlflowClient
 
-from harness.results import exhibits, leaderboard, mlflow_wanted, records, runinfo, terminal
+from harness.results import ages, exhibits, leaderboard, mlflow_wanted, records, runinfo, terminal
 from harness.results.connection import sqlite_path
 from harness.results.leaderboard import Leaderboard
 from harness.results.mlflow_wanted import Wanted
@@ -59,7 +59,8 @@ class Sync:
         for run in _runs(client, experiment_id, info.run_id):
             existing.setdefault(_identity(run.data.tags), []).append(run)
         table = records.of_processing(table, info.processing)
-        return cls(folder, client, leaderboard.build_from(info, table), table, experiment_id, existing)
+        board = leaderboard.build_from(info, table, ages.read(folder))
+        return cls(folder, client, board, table, experiment_id, existing)
 
     def run(self) -> Outcome:
         """Write what is missing or different, then remove what the folder no longer says."""
@@ -124,6 +125,8 @@ class Sync:
                 self.client.log_artifact(run_id, str(path), "figures")
             return
         names = ["report.html", *(["run.json", "records.parquet"] if wanted.files == "all" else [])]
+        if wanted.files == "all" and (self.folder / ages.PREDICTIONS).is_file():
+            names.append(ages.PREDICTIONS)
         for name in names:
             self.client.log_artifact(run_id, str(self.folder / name))
         self.client.log_artifacts(run_id, str(figures), "figures")

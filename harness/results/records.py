@@ -153,3 +153,14 @@ def read_parquet(path: Path) -> pl.DataFrame:
     except (OSError, pl.exceptions.PolarsError) as error:
         reason = "does not exist" if not path.exists() else f"is damaged ({str(error).splitlines()[0]})"
         raise UserError(Problem(str(path), f"{reason}; the next `harness run` writes it anew")) from None
+
+
+def read_optional(path: Path, schema: pl.Schema) -> pl.DataFrame:
+    """The columns of a schema, without rows where the file was never written. Raises UserError where it is damaged."""
+    if not path.is_file():
+        return pl.DataFrame(schema=schema)
+    frame = read_parquet(path)
+    if missing := [name for name in schema if name not in frame.columns]:
+        what = f"lacks the columns {', '.join(missing)}; the next `harness run` writes it anew"
+        raise UserError(Problem(str(path), what))
+    return frame.select(schema.names())

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.metrics.catalogue import METRICS, ranked
-from harness.results import anomaly_terminal
+from harness.results import age_terminal, anomaly_terminal
 from harness.results.aggregate import grouped
 from harness.results.combined import Combined
 from harness.results.leaderboard import Leaderboard, Row
@@ -29,8 +29,13 @@ def show(board: Leaderboard, console: Console) -> None:
     """Print the leaderboard, its footnotes and its failures."""
     metrics, left_out = _fitting(board, min(WIDTH, console.width))
     console.print(_title(board))
+    for line in board.ages.warnings if board.ages else ():
+        console.print(Text(f"data: {line}", style="yellow"), width=min(WIDTH, console.width))
     console.print(_table(board, metrics, plain=console.options.ascii_only))
-    for title, table in anomaly_terminal.tables(board, min(WIDTH, console.width), console.options.ascii_only):
+    for title, table in (
+        *anomaly_terminal.tables(board, min(WIDTH, console.width), console.options.ascii_only),
+        *age_terminal.tables(board, min(WIDTH, console.width), console.options.ascii_only),
+    ):
         console.print(Text(title, style="bold"), width=min(WIDTH, console.width))
         console.print(table)
     for line in _footnotes(board, left_out):
@@ -57,7 +62,14 @@ def to_csv(board: Leaderboard) -> str:
 
 def to_markdown(board: Leaderboard) -> str:
     """A table with all metrics, the best in bold, and the footnotes."""
-    heads = ["#", "method", *map(trait_label, board.traits), *map(_heading, board.metrics), "rank", "failed cells"]
+    heads = [
+        "#",
+        "method",
+        *map(trait_label, board.traits),
+        *(_heading(m, board) for m in board.metrics),
+        "rank",
+        "failed cells",
+    ]
     lines = [_line(heads), _line(["--:", ":--"] + [":-:"] * len(board.traits) + ["--:"] * (len(board.metrics) + 2))]
     best = {metric: board.best(metric) for metric in board.metrics}
     for row in board.rows:
@@ -165,6 +177,8 @@ def _title(board: Leaderboard) -> Text:
     places = f"{len(board.info.sites)} sites"
     if board.anomaly:
         places = f"{len(board.anomaly.settings)} setting{'s' if len(board.anomaly.settings) != 1 else ''}"
+    if board.ages:
+        places = f"{len(board.ages.targets)} site{'s' if len(board.ages.targets) != 1 else ''}"
     title.append(f"  {data.name}, {places}, {board.info.track}", style="dim")
     if data.simulated:
         title.append("  SIMULATED DATA", style="bold yellow")
@@ -184,7 +198,7 @@ def _fitting(board: Leaderboard, width: int) -> tuple[tuple[str, ...], tuple[str
     used = len(str(len(board.rows))) + 2 + min(names, 24) + 2 + 4 * len(board.traits) + 7 + failed
     fitting: list[str] = []
     for metric in order:
-        wide = max([len(_heading(metric)), *(len(row.scores[metric].text) for row in board.rows)]) + 2
+        wide = max([len(_heading(metric, board)), *(len(row.scores[metric].text) for row in board.rows)]) + 2
         if used + wide > width and fitting:
             break
         used += wide
@@ -200,7 +214,7 @@ def _table(board: Leaderboard, metrics: tuple[str, ...], *, plain: bool) -> Tabl
     for trait in board.traits:
         table.add_column(trait_label(trait), justify="center", no_wrap=True)
     for metric in metrics:
-        table.add_column(_heading(metric), justify="right", no_wrap=True)
+        table.add_column(_heading(metric, board), justify="right", no_wrap=True)
     table.add_column("rank", justify="right", no_wrap=True)
     table.add_column("failed", justify="right", no_wrap=True)
     best = {metric: board.best(metric) for metric in metrics}
@@ -216,7 +230,7 @@ def _table(board: Leaderboard, metrics: tuple[str, ...], *, plain: bool) -> Tabl
 
 def _score_style(row: Row, metric: str) -> str:
     score = row.scores[metric]
-    return "red" if score.applicable and not score.complete else ""
+    return "red" if score.lacking else ""
 
 
 def _footnotes(board: Leaderboard, left_out: tuple[str, ...]) -> list[str]:
@@ -269,8 +283,9 @@ def _failure_lines(board: Leaderboard) -> list[str]:
     return lines
 
 
-def _heading(metric: str) -> str:
-    return f"{METRICS[metric].heading} {METRICS[metric].arrow}"
+def _heading(metric: str, board: Leaderboard | None = None) -> str:
+    info = board.metric(metric) if board else METRICS[metric]
+    return f"{info.heading} {info.arrow}"
 
 
 def _line(cells: list[str]) -> str:
