@@ -40,6 +40,8 @@ from harness.api import (
     TaskModel,
     TestTimeAdapter,
 )
+from harness.brain_age import AgeEstimator, VolumeSegmenter
+from harness.conformance_ages import AgeTrial, SegmenterTrial
 from harness.conformance_detectors import ComponentTrial, DetectorTrial
 from harness.contract import (
     check_ages,
@@ -55,7 +57,22 @@ from harness.data.arrays import load_state, save_state
 __all__ = ["CheckResult", "check_harmonized", "check_method", "check_predictions", "grant_apply", "grant_fit"]
 
 TRAITS = ("source_free", "task_agnostic", "unknown_domains")
-FAMILIES = (Harmonizer, TestTimeAdapter, Generalizer, TaskModel, AnomalyDetector, Component)
+FAMILIES = (
+    Harmonizer,
+    TestTimeAdapter,
+    Generalizer,
+    TaskModel,
+    AnomalyDetector,
+    Component,
+    AgeEstimator,
+    VolumeSegmenter,
+)
+TRIALS: tuple[tuple[type[Method], type[Trial]], ...] = (
+    (AnomalyDetector, DetectorTrial),
+    (Component, ComponentTrial),
+    (AgeEstimator, AgeTrial),
+    (VolumeSegmenter, SegmenterTrial),
+)
 
 
 def check_method(cls: type[Method]) -> list[CheckResult]:
@@ -74,9 +91,8 @@ def _trial(cls: type[Method], folder: Path) -> Trial | _AugmentTrial:
     """The checks of the class's family."""
     if issubclass(cls, Generalizer):
         return _AugmentTrial(cls, folder)
-    if issubclass(cls, AnomalyDetector):
-        return DetectorTrial(cls, folder)
-    return ComponentTrial(cls, folder) if issubclass(cls, Component) else _Trial(cls, folder)
+    trial = next((trial for family, trial in TRIALS if issubclass(cls, family)), _Trial)
+    return trial(cls, folder)
 
 
 def _card(cls: type[Method]) -> dict[str, str]:
@@ -84,8 +100,8 @@ def _card(cls: type[Method]) -> dict[str, str]:
     identity, reference = getattr(cls, "id", None), getattr(cls, "reference", None)
     undeclared = [name for name in TRAITS if not isinstance(getattr(cls, name, None), bool)]
     problems = dict.fromkeys(("id", "reference", "docstring", "family", "traits"), "")
-    if not (isinstance(identity, str) and re.fullmatch(r"[a-z][a-z0-9_]*", identity)):
-        problems["id"] = f"id is {identity!r}; lower-case letters, digits and _ are needed, a letter first"
+    if not (isinstance(identity, str) and re.fullmatch(r"(?=.*[a-z])[a-z0-9_]+", identity)):
+        problems["id"] = f"id is {identity!r}; lower-case letters, digits and _ are needed, one letter at least"
     if not (isinstance(reference, str) and reference.strip()):
         problems["reference"] = 'no reference; name the publication, or say reference = "ours"'
     if not (cls.__dict__.get("__doc__") or "").strip():

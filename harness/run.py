@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from harness import cards
 from harness.anomaly import AnomalyDetector
 from harness.api import Harmonizer
+from harness.brain_age import AgeEstimator
 from harness.engine.cluster import check_store, cluster
 from harness.engine.executor import Execution, Progress, Summary, survey, to_do
 from harness.engine.plan import Plan, uncollected
@@ -309,7 +310,7 @@ def _method_info(row: Row, traits: Mapping[str, bool] = MappingProxyType({})) ->
         fields=row.method.model_dump(mode="json"),
         doc=cards.summary(type(row.method)),
         oracle=isinstance(row.method, Harmonizer) and row.method.is_oracle(),
-        deviations=row.method.deviations() if isinstance(row.method, AnomalyDetector) else (),
+        deviations=row.method.deviations() if isinstance(row.method, AnomalyDetector | AgeEstimator) else (),
     )
 
 

@@ -11,7 +11,11 @@ from harness.problems import Problem, UserError, did_you_mean
 from harness.tracks.base import Benchmark
 from harness.yamlfile import Document
 
-TRACKS = {"anomaly": "harness.tracks.anomaly", "cross_site": "harness.tracks.cross_site"}
+TRACKS = {
+    "anomaly": "harness.tracks.anomaly",
+    "brain_age": "harness.tracks.brain_age",
+    "cross_site": "harness.tracks.cross_site",
+}
 """Evaluation protocols: the value of `track:` → the package with spec.resolve, collect.records and collect.exhibit."""
 
 

@@ -14,7 +14,8 @@ from harness.engine.plan import Stage, canonical
 from harness.engine.store import write_atomically
 
 DEFAULTS = {
-    "images": 2.5, "labels": 2.5, "train": 65.0, "fit": 1.0, "apply": 0.5, "detect": 3.0, "predict": 0.5, "score": 0.2,
+    "images": 2.5, "labels": 2.5, "volumes": 60.0, "regions": 50.0, "train": 65.0, "fit": 1.0, "segment": 60.0,
+    "apply": 0.5, "detect": 3.0, "predict": 0.5, "score": 0.2,
 }  # fmt: skip
 """Seconds assumed for a kind of stage before any was seen (ours, from the small benchmark on two cores)."""
 PER_ITERATION = 0.2

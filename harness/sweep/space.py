@@ -191,18 +191,17 @@ def fields_of(trial: Trial, starting: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _field(document: Document, cls: type[BaseModel], name: str) -> tuple[Any, Problem | None]:
-    """The annotation of a dotted field, or what is wrong with its name."""
-    model: Any = cls
+    """The annotation of a dotted field, or what is wrong with its name. A field of several kinds has those of each."""
+    models: list[Any] = [cls]
     annotation: Any = None
     for part in name.split("."):
-        known = model.model_fields if isinstance(model, type) and issubclass(model, BaseModel) else {}
+        known = {field: info for model in reversed(models) for field, info in model.model_fields.items()}
         if part not in known:
-            inside = f"of {model.__name__}" if known else f"below {name.rpartition('.')[0]}, which has no fields"
+            inside = f"of {models[0].__name__}" if models else f"below {name.rpartition('.')[0]}, which has no fields"
             what = f"{name}: there is no field {part!r} {inside}{did_you_mean(part, known)}"
             return None, document.problem(("space", name), what)
         annotation = known[part].annotation
-        options = [o for o in (annotation, *get_args(annotation)) if isinstance(o, type) and issubclass(o, BaseModel)]
-        model = options[0] if options else annotation
+        models = [o for o in (annotation, *get_args(annotation)) if isinstance(o, type) and issubclass(o, BaseModel)]
     return annotation, None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from harness import registry
 from harness.api import Adaptive, Method, Settings
 from harness.data.card import load_card
 from harness.data.dataset import Dataset, open_dataset
-from harness.engine.plan import Plan
+from harness.engine.plan import Plan, Stage
 from harness.engine.resources import ResourceClasses
 from harness.problems import Problem, UserError, did_you_mean
 from harness.yamlfile import Document, Where, check
@@ -140,6 +140,26 @@ class Benchmark:
     @property
     def headline(self) -> str:
         return self.spec.report.headline or self.spec.metrics[0]
+
+
+@dataclass(frozen=True)
+class Unique:
+    """One object for each key of a stage, and a title for each: stages of one kind may differ in their fields."""
+
+    _made: dict[str, Stage] = field(default_factory=dict)
+    _titles: set[str] = field(default_factory=set)
+
+    def one(self, stage: Stage, title: str = "") -> Stage:
+        """The stage of this key, under its own title or that given, numbered where another stage has it."""
+        wanted = title or stage.title
+        if stage.key not in self._made:
+            number, unique = 1, wanted
+            while unique in self._titles:
+                number += 1
+                unique = f"{wanted} ({number})"
+            self._titles.add(unique)
+            self._made[stage.key] = replace(stage, title=unique)
+        return self._made[stage.key]
 
 
 def payload_of(method: Method, target: str = "", fields: Iterable[str] | None = None) -> dict[str, Any]:

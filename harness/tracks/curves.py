@@ -11,7 +11,7 @@ from harness.engine.executor import Failure
 from harness.engine.plan import Cell, Plan, Stage
 from harness.engine.store import Store
 
-LOGGING = ("train", "fit", "adapt", "apply", "trace", "detect")
+LOGGING = ("train", "fit", "adapt", "apply", "trace", "detect", "segment", "predict")
 """Kinds of stages whose curves are kept."""
 
 

@@ -15,6 +15,20 @@ import yaml
 from harness.results import detections
 
 SMALL = yaml.safe_load((tiny.REPO / "benchmarks" / "anomaly_s2.yaml").read_text())["methods"]
+UPDATES = 800
+"""Of every training: about half of the small benchmark's."""
+
+
+def shortened(fields: Any) -> Any:
+    """Settings of a method with at most so many updates."""
+    if not isinstance(fields, dict):
+        return fields
+    few = {name: shortened(value) for name, value in fields.items()}
+    if "iterations" in few:
+        few |= {"iterations": UPDATES, **({"validate_every": UPDATES // 2} if "validate_every" in few else {})}
+    return {**few, **({"start_discriminator": UPDATES // 2} if "start_discriminator" in few else {})}
+
+
 CARD = {
     "card": "png_folder",
     "with": {
@@ -45,7 +59,7 @@ def test_models_of_healthy_slices_meet_real_lesions(real_data: Path, tmp_path: P
         "data": {**CARD, "root": str(real_lesions.write(real_data, tmp_path / "data"))},
         "settings": {"T1": {"train": "OASIS", "test": "LESIONS"}},
         "slices": {"test": "lesions"},
-        "methods": {name: SMALL[name] for name in rows},
+        "methods": {name: shortened(SMALL[name]) for name in rows},
         "metrics": ["auroc", "ap", "max_dice_global", "max_dice_shared", "fpr_healthy", "evaluations"],
         "report": {"baseline": "mean_image"},
     }

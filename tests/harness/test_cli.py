@@ -40,6 +40,7 @@ def test_lists_and_cards(tmp_path: Path) -> None:
     card = answer("methods", "tent")
     assert card["components"] == {}
     assert answer("methods", "mad_ad")["components"] == {"denoiser": "mad_ad_denoiser"}
+    assert answer("methods", "regional_regression")["components"] == {"segmentation": "patch_segmenter"}
     assert card["traits"] == {"source_free": True, "task_agnostic": False, "unknown_domains": True}
     assert isinstance(card["fields"], list)
     assert all(row["description"] and row["origin"] for row in card["fields"])
@@ -49,7 +50,9 @@ def test_lists_and_cards(tmp_path: Path) -> None:
     assert answer("datasets", "phantom_adult_t1")["simulated"] is True
 
 
-@pytest.mark.parametrize("command", [["methods"], ["methods", "combat"], ["datasets"], ["datasets", "oasis1_malf"]])
+@pytest.mark.parametrize(
+    "command", [["methods"], ["methods", "combat"], ["methods", "2dtta"], ["datasets"], ["datasets", "oasis1_malf"]]
+)
 def test_words_for_people(command: list[str]) -> None:
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0

@@ -176,10 +176,10 @@ def test_integers_stay_integers(tmp_path: Path) -> None:
 @pytest.mark.parametrize("file", ABLATIONS, ids=lambda path: path.stem)
 def test_the_ablations_resolve(file: Path, tmp_path: Path) -> None:
     sweep = load(file, [], cache=tmp_path)
-    detectors = [name for name in ("mad_ad", "reflect") if file.stem.startswith(name)]
-    assert sweep.method == (detectors[0] if detectors else "harmonizing_flows")
+    ids = {"mad_ad": "mad_ad", "reflect": "reflect", "brain_age": "regional_regression"}
+    assert sweep.method == next((ids[name] for name in ids if file.stem.startswith(name)), "harmonizing_flows")
     assert sweep.spec.sweep == f"ablation_{file.stem}"
-    assert 2 <= len(sweep.trials) <= 5
+    assert 2 <= len(sweep.trials) <= 12
     assert sweep.defaults.keys() <= sweep.spec.space.keys()
 
 
@@ -193,6 +193,7 @@ def test_ablations_share_what_they_can(tmp_path: Path) -> None:
     assert {path.stem for path in ABLATIONS} == {
         "components", "couplings", "guidance", "head", "margin", "stopping", "threshold",
         "mad_ad_gamma", "mad_ad_score", "mad_ad_steps", "reflect_score", "reflect_size", "reflect_steps",
+        "brain_age_features", "brain_age_k", "brain_age_regression", "brain_age_segmentation",
     }  # fmt: skip
     folder = tiny.REPO / "benchmarks" / "ablations"
     late = [name for name in (path.stem for path in ABLATIONS) if name.endswith(("gamma", "score", "steps"))]
@@ -201,6 +202,7 @@ def test_ablations_share_what_they_can(tmp_path: Path) -> None:
         ("couplings", {"train"}),
         ("head", {"train"}),
         *((name, {"fit"}) for name in late),
+        *((f"brain_age_{name}", {"segment"}) for name in ("features", "k", "regression")),
     ):
         sweep = load(folder / f"{name}.yaml", [], cache=tmp_path)
         plan = sweep.benchmark.plan

@@ -22,7 +22,7 @@ from harness.data.dataset import Dataset
 from harness.data.fingerprint import contents_of
 from harness.engine.history import trained
 from harness.engine.plan import Cell, Plan, Stage, seed_of
-from harness.tracks.base import Row, payload_of, target_of
+from harness.tracks.base import Row, Unique, payload_of, target_of
 
 STAGES = "harness.tracks.anomaly.stages"
 HEALTHY = "healthy"
@@ -93,8 +93,7 @@ def build_plan(
 class _Wiring:
     dataset: Dataset
     protocol: Protocol
-    made: dict[tuple[Any, ...], Stage] = field(default_factory=dict)
-    titles: dict[str, str] = field(default_factory=dict)
+    stages: Unique = field(default_factory=Unique)
 
     def cell(self, row: Row, setting: Setting, seed: int, *, pictures: bool) -> Cell:
         finals = {"scores": self._score(row, setting, seed)}
@@ -158,19 +157,7 @@ class _Wiring:
             seed=seed_of(*identity, train, seed),
         )
         workers = self.protocol.workers if trained(stage) else 1
-        return self._one(stage, title + _replicate(seed), workers)
-
-    def _one(self, stage: Stage, title: str, workers: int = 1) -> Stage:
-        """One object for each key, and a title for each: components of one kind may differ in their fields."""
-        stage = replace(stage, workers=workers)
-        if (stage.key,) not in self.made:
-            number, unique = 1, title
-            while unique in self.titles:
-                number += 1
-                unique = f"{title} ({number})"
-            self.titles[unique] = stage.key
-            self.made[stage.key,] = replace(stage, title=unique)
-        return self.made[stage.key,]
+        return self.stages.one(replace(stage, workers=workers), title + _replicate(seed))
 
     # ------------------------------------------------------------------------------------- using
 
@@ -193,7 +180,7 @@ class _Wiring:
             data=contents_of(detector_of(row).files(), self.dataset.cache),
             seed=seed_of("detect", detector_of(row).id, setting.train, site, purpose, seed),
         )
-        return self._one(stage, f"detect {row.name} {place}{_replicate(seed)}")
+        return self.stages.one(stage, f"detect {row.name} {place}{_replicate(seed)}")
 
     def _processing(self, row: Row) -> dict[str, Any]:
         """Name → settings of everything that is done to this row's maps."""
@@ -215,7 +202,7 @@ class _Wiring:
                 "images": self._images(setting, "validation"),
             },
         )
-        return self._one(stage, f"threshold {row.name} {setting.train}{_replicate(seed)}")
+        return self.stages.one(stage, f"threshold {row.name} {setting.train}{_replicate(seed)}")
 
     def _score(self, row: Row, setting: Setting, seed: int) -> Stage:
         return Stage(
@@ -248,7 +235,7 @@ class _Wiring:
             params={"count": self.protocol.examples},
             needs={"labels": self._labels(setting)},
         )
-        return self._one(stage, f"examples {setting.name}")
+        return self.stages.one(stage, f"examples {setting.name}")
 
     def _illustrate(self, row: Row, setting: Setting, seed: int) -> Stage:
         return Stage(
