@@ -19,8 +19,8 @@ EVERY = 0.25
 SHARE = 0.02
 """Part of a run's time that it may take at most: it looks at every stage, so in a large plan it looks less often."""
 KINDS = (
-    "images", "labels", "volumes", "regions", "ages", "train", "fit", "segment", "overlap", "features", "adapt",
-    "apply", "detect", "threshold", "predict", "trace", "importance", "score", "examples", "illustrate",
+    "images", "labels", "volumes", "regions", "scans", "ages", "train", "fit", "segment", "overlap", "features",
+    "adapt", "apply", "detect", "threshold", "predict", "trace", "importance", "score", "examples", "illustrate",
 )  # fmt: skip
 
 
