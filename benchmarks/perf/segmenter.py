@@ -152,7 +152,8 @@ def main() -> None:
                 continue
             found = json.loads(done.stdout.splitlines()[-1])
             print(f"{row:10} {found['seconds']:9.3f} s  {found['peak']:9.0f} MiB")
-        maps = [np.load(path) for path in (Path(folder) / f"{row}.npy" for row in ROWS[1:]) if path.exists()]
+        left = [path for row in ROWS[1:] if (path := Path(folder) / f"{row}.npy").exists()]
+        maps = [np.load(path, allow_pickle=False) for path in left]
     if len(maps) == 2:
         print(f"{(maps[0] != maps[1]).mean():.2e} of the voxels differ")
 
