@@ -39,7 +39,7 @@ CARD = {
             "OASIS": {"image": "healthy/{scan}.png", "mask": None, "healthy": True, "modality": "T1w"},
             "LESIONS": {
                 "image": "patients/{scan}.png",
-                "label": "patients/{scan}_lesion.png",
+                "label": "lesions/{scan}.png",
                 "mask": None,
                 "grouping": "any",
                 "modality": "T1w",
@@ -92,10 +92,14 @@ def test_the_slices_show_what_they_should(real_data: Path, tmp_path: Path) -> No
     folder = real_lesions.write(real_data, tmp_path)
     assert len(list((folder / "healthy").glob("*.png"))) == 100
     heights = []
-    for path in [*sorted((folder / "healthy").glob("*.png"))[:20], *(folder / "patients").glob("*.png")]:
+    for path in [
+        *sorted((folder / "healthy").glob("*.png"))[:20],
+        *(folder / "patients").glob("*.png"),
+        *(folder / "lesions").glob("*.png"),
+    ]:
         pixels = np.asarray(Image.open(path))
         assert pixels.shape == (real_lesions.SIZE, real_lesions.SIZE)
-        if "_lesion" in path.name:
+        if path.parent.name == "lesions":
             assert set(np.unique(pixels)) == {0, 255}
             assert pixels.astype(bool).sum() >= 10
         else:

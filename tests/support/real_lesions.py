@@ -25,10 +25,10 @@ MIDDLE = (0.45, 0.85)
 
 
 def write(real_data: Path, folder: Path) -> Path:
-    """healthy/NAME.png, and patients/NAME.png beside patients/NAME_lesion.png; returns the folder."""
+    """healthy/NAME.png, patients/NAME.png and lesions/NAME.png; returns the folder."""
     from PIL import Image
 
-    for place in ("healthy", "patients"):
+    for place in ("healthy", "patients", "lesions"):
         (folder / place).mkdir(parents=True, exist_ok=True)
     with np.load(real_data / "oasis2d_axial100" / "slices_u8.npz") as file:
         slices = file[file.files[0]]
@@ -37,7 +37,7 @@ def write(real_data: Path, folder: Path) -> Path:
     for place, name, label in PATIENTS:
         image, lesion = _slice(real_data / place / name, label)
         Image.fromarray(image).save(folder / "patients" / f"{name}.png")
-        Image.fromarray(lesion).save(folder / "patients" / f"{name}_lesion.png")
+        Image.fromarray(lesion).save(folder / "lesions" / f"{name}.png")
     return folder
 
 
