@@ -65,7 +65,7 @@ def test_models_of_healthy_slices_meet_real_lesions(real_data: Path, tmp_path: P
     }
     path = tmp_path / "real_lesions.yaml"
     path.write_text(yaml.safe_dump(file))
-    answer = tiny.run_json("run", path, "--home", tmp_path / "runs", "--tracking", "none", cwd=tmp_path)
+    answer = tiny.run_json("run", path, "--home", tmp_path / "runs", "--tracking", "none", cwd=tmp_path, limit_s=5000)
     assert answer["failed"] == answer["blocked"] == 0, answer["failures"]
     table = pl.read_parquet(answer["records"])
     area = dict(table.filter(pl.col("metric") == "auroc").select("method", "value").rows())

@@ -45,15 +45,17 @@ def environment(**extra: str) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", **extra}
 
 
-def harness(*arguments: str | Path, cwd: Path, **extra: str) -> subprocess.CompletedProcess[str]:
-    """Run the command line in a process of its own."""
+def harness(*arguments: str | Path, cwd: Path, limit_s: float = 500, **extra: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own, for so long at most."""
     command = [sys.executable, "-m", "harness", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, env=environment(**extra), capture_output=True, text=True, timeout=500)
+    return subprocess.run(command, cwd=cwd, env=environment(**extra), capture_output=True, text=True, timeout=limit_s)
 
 
-def run_json(*arguments: str | Path, cwd: Path, code: int | None = 0, **extra: str) -> dict[str, Any]:
+def run_json(
+    *arguments: str | Path, cwd: Path, code: int | None = 0, limit_s: float = 500, **extra: str
+) -> dict[str, Any]:
     """A command's JSON answer; fails with its stderr unless it exits with `code`."""
-    done = harness(*arguments, "--json", cwd=cwd, **extra)
+    done = harness(*arguments, "--json", cwd=cwd, limit_s=limit_s, **extra)
     assert code is None or done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer
