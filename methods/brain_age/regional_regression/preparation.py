@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from harness.api import MethodError, State
 from harness.brain_age import SURFACE_RATIO, FeatureTable
-from harness.tracks.brain_age.features import selected
 from methods.brain_age.regional_regression.base import Floats
+from methods.brain_age.regional_regression.selection import selected
 
 Name = tuple[str, str]
 """Family and region of a column."""
