@@ -20,6 +20,7 @@ from harness.data.nifti import NiftiDataset
 from harness.data.volume_sets import load_regions, load_volumes
 from harness.engine.plan import Stage
 from harness.problems import UserError
+from harness.tracks.brain_age.features import Regions, regional_features
 
 REPO = Path(__file__).resolve().parents[2]
 CardFile = Callable[..., Path]
@@ -81,6 +82,10 @@ def test_volumes_and_regions_are_the_same_however_a_file_is_stored(
         assert np.array_equal(volume.mask, image[box] > 0)
         assert volume.image == pytest.approx(image[box] / 250, abs=1e-5)  # 250: the maximum in the brain
         assert np.array_equal(labels, truth[box])
+        found, whole = (
+            regional_features(each, Regions((1, 2)), scan.spacing, anisotropic=True) for each in (labels, truth)
+        )
+        assert np.array_equal(found.vector(), whole.vector())  # neither order nor cropping shows in a feature
 
 
 def test_chunks_are_stages_in_the_order_of_the_scans(root: Path, card_file: CardFile, run_stage: RunStage) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,6 @@ from harness.tracks.brain_age.features import (
     PUBLISHED,
     RegionalFeatures,
     Regions,
-    features_of_file,
     regional_features,
 )
 
@@ -256,58 +254,3 @@ def test_voxels_that_are_no_cubes_are_refused_unless_allowed() -> None:
     for wrong in [(1, 1), (1, 1, 0), (1, -1, 1), (1, 1, np.nan)]:
         with pytest.raises(ValueError, match="three sizes in mm above 0"):
             regional_features(labels, FOUR, wrong, anisotropic=True)
-
-
-# --------------------------------------------------------------------------------------------- files
-
-
-def written(path: Path, labels: np.ndarray, axes: str = "RAS", voxel: tuple[float, float, float] = (0.5,) * 3) -> Path:
-    """A file of labels [X, Y, Z] stored along `axes`."""
-    import nibabel as nib
-
-    orientations = nib.orientations
-    change = orientations.ornt_transform(orientations.axcodes2ornt("RAS"), orientations.axcodes2ornt(tuple(axes)))
-    affine = np.diag([*voxel, 1.0]) @ orientations.inv_ornt_aff(change, labels.shape)
-    assert "".join(nib.aff2axcodes(affine)) == axes
-    nib.Nifti1Image(orientations.apply_orientation(labels, change), affine).to_filename(path)
-    return path
-
-
-@pytest.mark.parametrize("axes", ["RAS", "LPS", "LIA", "PSR", "IPL", "SRA"])
-@pytest.mark.parametrize(("ending", "dtype"), [(".nii.gz", np.uint8), (".nii", np.float32)])
-def test_a_file_has_the_same_features_however_it_is_stored(tmp_path: Path, axes: str, ending: str, dtype: Any) -> None:
-    labels = blocks(9, (17, 14, 20), 5, 4)
-    found = features_of_file(written(tmp_path / f"labels{ending}", labels.astype(dtype), axes), FOUR)
-    assert_same(found, regional_features(labels, FOUR))
-    assert found.spacing == (0.5, 0.5, 0.5)
-
-
-def test_a_file_whose_voxels_are_no_cubes_is_refused_unless_allowed(tmp_path: Path) -> None:
-    labels = blocks(10, (8, 9, 10), 4, 4)
-    path = written(tmp_path / "thick.nii.gz", labels, "PSR", voxel=(0.5, 1.0, 2.0))
-    with pytest.raises(ValueError, match=r"thick\.nii\.gz: voxels of 0\.5 × 1 × 2 mm are no cubes"):
-        features_of_file(path, FOUR)
-    found = features_of_file(path, FOUR, anisotropic=True)
-    assert found.spacing == (0.5, 1, 2)
-    assert_same(found, regional_features(labels, FOUR))
-
-
-def test_files_that_hold_no_labels_are_refused_in_one_line(tmp_path: Path) -> None:
-    ones = np.ones((5, 5, 5), np.float32)
-    (tmp_path / "text.nii").write_text("no image\nat all\n" * 50)
-    for path, message in [
-        (written(tmp_path / "half.nii", ones / 2), "whole numbers"),
-        (written(tmp_path / "below.nii", -ones), "at least 0, not -1"),
-        (written(tmp_path / "other.nii", 5 * ones), "ignored: 5"),
-        (written(tmp_path / "empty.nii", 0 * ones), "the volume is empty"),
-        (tmp_path / "text.nii", r"cannot be read \(it does not begin as an image does\)"),
-    ]:
-        with pytest.raises(ValueError, match=rf"{path.name}: .*{message}") as caught:
-            features_of_file(path, FOUR)
-        assert "\n" not in str(caught.value)
-    with pytest.raises(ValueError, match=r"half\.nii: its header claims .* more than .* export it again"):
-        features_of_file(tmp_path / "half.nii", FOUR, most_voxels=100)
-    with pytest.raises(ValueError, match=r"two\\nlines\.nii: .*whole numbers"):
-        features_of_file(written(tmp_path / "two\nlines.nii", ones / 2), FOUR)
-    with pytest.raises(FileNotFoundError):
-        features_of_file(tmp_path / "absent.nii", FOUR)

@@ -13,17 +13,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.data.imagefile import BadHeader, BadImage, canonical, open_image, read_voxels
-from harness.data.schema import MOST_VOXELS
 from harness.data.volumes import SAME, are_integers
-from harness.untrusted import plain
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -132,27 +128,6 @@ def regional_features(
     _count_interior(placed, interior)
     ratio = np.divide(voxels - interior, voxels, out=np.full(len(voxels), np.nan), where=voxels > 0)
     return RegionalFeatures(regions.ids, regions.names, voxels / total, ratio, size)
-
-
-def features_of_file(
-    path: Path, regions: Regions = PUBLISHED, *, anisotropic: bool = False, most_voxels: int = MOST_VOXELS
-) -> RegionalFeatures:
-    """`regional_features` of an image file of labels, in any orientation, with the voxel size of its header.
-
-    Raises FileNotFoundError, and ValueError that begins with the path for a file that cannot be read as an image of at
-    most `most_voxels` voxels, and for whatever `regional_features` refuses.
-    """
-    shown = plain(str(path))
-    try:
-        image = canonical(open_image(path, most_voxels))
-        x, y, z = (float(size) for size in image.header.get_zooms()[:3])
-        return regional_features(read_voxels(image), regions, (x, y, z), anisotropic=anisotropic)
-    except BadHeader as error:
-        raise ValueError(f"{shown}: {error}; export it again") from None
-    except BadImage as error:
-        raise ValueError(f"{shown}: cannot be read ({error})") from None
-    except ValueError as error:
-        raise ValueError(f"{shown}: {error}") from None
 
 
 # ------------------------------------------------------------------------------------------------ parts
