@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from harness.metrics.bca import bca_limits
 from harness.metrics.ranked_maps import Floats, RankedMaps
 from harness.metrics.ranking import Interval
 
@@ -98,21 +99,8 @@ def _counts(maps: RankedMaps, of_image: np.ndarray, n: int) -> Iterator[tuple[Fl
 
 
 def _bca(estimate: float, replicates: Floats, left_out: Floats, confidence: float, n: int, defined: bool) -> Interval:
-    from scipy.special import ndtr, ndtri
-
     kept, jackknife = replicates[np.isfinite(replicates)], left_out[np.isfinite(left_out)]
     if not defined or len(kept) < 2 or len(jackknife) < 2:
         return Interval(float(estimate), math.nan, math.nan, math.nan, n)
-    error = float(kept.std(ddof=1))
-    if np.ptp(kept) == 0:
-        return Interval(float(estimate), float(kept[0]), float(kept[0]), error, n)
-    # Ties count one half, as in scipy's bootstrap, and the share stays off 0 and 1.
-    share = ((kept < estimate).mean() + (kept <= estimate).mean()) / 2
-    bias = ndtri(min(max(share, 0.5 / len(kept)), 1 - 0.5 / len(kept)))
-    pull = jackknife.mean() - jackknife
-    spread = (pull**2).sum() ** 1.5
-    acceleration = float((pull**3).sum() / (6 * spread)) if spread > 0 else 0.0
-    tails = ndtri(np.array([(1 - confidence) / 2, (1 + confidence) / 2]))
-    levels = ndtr(bias + (bias + tails) / (1 - acceleration * (bias + tails)))
-    low, high = np.quantile(kept, levels)
-    return Interval(float(estimate), float(low), float(high), error, n)
+    low, high = bca_limits(estimate, kept, jackknife, confidence)
+    return Interval(float(estimate), low, high, float(kept.std(ddof=1)), n)

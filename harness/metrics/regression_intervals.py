@@ -11,9 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from harness.metrics.bca import Floats, bca_limits
 
 SCORES = ("mae", "error_sd", "rmse", "bias", "r2", "r2_pearson")
 DEFINED = 0.75
@@ -134,21 +133,9 @@ def _over(sites: Sequence[Mapping[str, Floats]]) -> dict[str, Floats]:
 
 
 def _scored(estimate: float, replicates: Floats, left_out: Floats, confidence: float) -> Scored:
-    from scipy.special import ndtr, ndtri
-
     if not math.isfinite(estimate):
         return Scored(None, None, None)
     kept, jackknife = replicates[np.isfinite(replicates)], left_out[np.isfinite(left_out)]
     if len(jackknife) < 2 or len(kept) < DEFINED * len(replicates):
         return Scored(estimate, None, None)
-    if np.ptp(kept) == 0:
-        return Scored(estimate, float(kept[0]), float(kept[0]))
-    # A tie is half below; the share stays off 0 and 1, whose quantiles are infinite.
-    below = ((kept < estimate).mean() + (kept <= estimate).mean()) / 2
-    shift = ndtri(min(max(below, 0.5 / len(kept)), 1 - 0.5 / len(kept)))
-    pull = jackknife.mean() - jackknife
-    power = float((pull**2).sum() ** 1.5)
-    bend = float((pull**3).sum()) / (6 * power) if power > 0 else 0.0
-    ends = shift + ndtri(np.array([(1 - confidence) / 2, (1 + confidence) / 2]))
-    low, high = np.quantile(kept, ndtr(shift + ends / (1 - bend * ends)))
-    return Scored(estimate, float(low), float(high))
+    return Scored(estimate, *bca_limits(estimate, kept, jackknife, confidence))
