@@ -166,11 +166,11 @@ def predicted_against_true(rows: pl.DataFrame, tables: AgeTables, methods: Seque
 
 
 def _least(columns: Sequence[pl.Series]) -> float:
-    return min(float(column.min()) for column in columns)  # type: ignore[arg-type]
+    return min(float(np.min(column.to_numpy())) for column in columns)
 
 
 def _most(columns: Sequence[pl.Series]) -> float:
-    return max(float(column.max()) for column in columns)  # type: ignore[arg-type]
+    return max(float(np.max(column.to_numpy())) for column in columns)
 
 
 def _summary(tables: AgeTables, method: str) -> Iterator[str]:

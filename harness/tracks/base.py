@@ -14,7 +14,7 @@ from harness import registry
 from harness.api import Adaptive, Method, Settings
 from harness.data.card import load_card
 from harness.data.dataset import Dataset, open_dataset
-from harness.engine.plan import Plan, Stage
+from harness.engine.plan import Cell, Plan, Stage
 from harness.engine.resources import ResourceClasses
 from harness.problems import Problem, UserError, did_you_mean
 from harness.yamlfile import Document, Where, check
@@ -160,6 +160,18 @@ class Unique:
             self._titles.add(unique)
             self._made[stage.key] = replace(stage, title=unique)
         return self._made[stage.key]
+
+
+def head_of(benchmark: Benchmark, cell: Cell) -> dict[str, Any]:
+    """What the records of a cell have in common."""
+    return {
+        "benchmark": benchmark.spec.benchmark,
+        "track": benchmark.spec.track,
+        "method": cell.method,
+        "seed": cell.seed,
+        "source": cell.source,
+        "target": cell.target,
+    }
 
 
 def payload_of(method: Method, target: str = "", fields: Iterable[str] | None = None) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar, Self, TypeVar
 
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from harness.api import Context, MethodError, Settings, State, hyper
 from harness.brain_age import AgeTraining, VolumeScan
-from harness.training import TrainingSettings, TrainResult, load_weights
+from harness.training import TrainingSettings, TrainResult, load_weights, seeded, train
+from methods.brain_age.augmentation import Augmentation
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -89,6 +90,44 @@ def scan_generator(scan: VolumeScan, seed: int) -> np.random.Generator:
 def own_context(ctx: Context, number: int) -> Context:
     """The context with a seed of its own for one of several networks that one fit trains."""
     return replace(ctx, seed=int(np.random.default_rng([ctx.seed, number]).integers(2**62)))
+
+
+Labelled = tuple[np.ndarray, np.ndarray]
+"""Slices of scans [scans, C, H, W], float16, and ages [scans]."""
+
+
+def learnt(
+    build: Callable[[float], nn.Module],
+    training: Labelled,
+    validation: Labelled,
+    settings: PassTraining,
+    augmentation: Augmentation,
+    *,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    error: Callable[[np.ndarray, np.ndarray], float],
+    ctx: Context,
+    name: str,
+) -> TrainResult:
+    """A network trained from one sample for each scan; scans are drawn with replacement.
+
+    build: from the mean age of training. loss: of outputs [B, ...] and ages [B]. error: of the outputs of all
+    validation scans, float64 [scans, ...], and their ages; its least chooses the weights.
+    """
+    pixels, ages = training
+    with seeded(ctx.seed, ctx.device):
+        network = build(float(ages.mean()))
+
+    def batches(rng: np.random.Generator, size: int) -> tuple[Tensor, Tensor]:
+        chosen = rng.integers(len(ages), size=size)
+        return samples(pixels[chosen]), torch.from_numpy(ages[chosen].astype(np.float32))
+
+    def step(module: nn.Module, batch: tuple[Tensor, Tensor], generator: torch.Generator) -> Tensor:
+        return loss(module(augmentation.random(batch[0], generator)), batch[1])
+
+    def validate(module: nn.Module) -> float:
+        return -error(applied(module, validation[0], settings.batch_size, ctx.device), validation[1])
+
+    return train(network, settings.over(len(ages)), batches, step, ctx=ctx, validate=validate, name=name)
 
 
 def samples(pixels: np.ndarray) -> Tensor:

@@ -24,7 +24,7 @@ from harness.metrics.catalogue import METRICS
 from harness.results.detections import Detection, Pictures
 from harness.tracks import curves as logged
 from harness.tracks.anomaly.plan import COSTS
-from harness.tracks.base import Benchmark
+from harness.tracks.base import Benchmark, head_of
 
 Row = dict[str, Any]
 Failures = Mapping[str, Failure]
@@ -34,14 +34,7 @@ def records(benchmark: Benchmark, store: Store, failures: Failures) -> Iterator[
     """The long table, row by row; what a cell could not deliver appears with a status, never as a gap."""
     spec = benchmark.spec
     for cell in benchmark.plan.cells:
-        head = {
-            "benchmark": spec.benchmark,
-            "track": spec.track,
-            "method": cell.method,
-            "seed": cell.seed,
-            "source": cell.source,
-            "target": cell.target,
-        }
+        head = head_of(benchmark, cell)
         stage = cell.finals["scores"]
         if stage.key in failures:
             failure = failures[stage.key]

@@ -19,7 +19,7 @@ from harness.engine.store import Store
 from harness.metrics.catalogue import METRICS
 from harness.results.ages import AtlasSlice, Correlation, FeatureValue, Importance, Prediction
 from harness.tracks import curves as logged
-from harness.tracks.base import Benchmark
+from harness.tracks.base import Benchmark, head_of
 from harness.tracks.brain_age.plan import SEGMENTATION, Protocol, segmenter_of
 
 Row = dict[str, Any]
@@ -33,14 +33,7 @@ def records(benchmark: Benchmark, store: Store, failures: Failures) -> Iterator[
     """The long table, row by row; what a cell could not deliver appears with a status, never as a gap."""
     spec, protocol = benchmark.spec, benchmark.extra["protocol"]
     for cell in benchmark.plan.cells:
-        head = {
-            "benchmark": spec.benchmark,
-            "track": spec.track,
-            "method": cell.method,
-            "seed": cell.seed,
-            "source": cell.source,
-            "target": cell.target,
-        }
+        head = head_of(benchmark, cell)
         metrics = [m for m in spec.metrics if m not in SEGMENTATION or _segmented(benchmark, cell)]
         stage = cell.finals["scores"]
         if stage.key in failures:

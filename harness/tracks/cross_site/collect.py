@@ -18,7 +18,7 @@ from harness.engine.plan import Cell, Plan, Stage
 from harness.engine.store import Store
 from harness.metrics.catalogue import METRICS
 from harness.tracks import curves as logged
-from harness.tracks.base import Benchmark
+from harness.tracks.base import Benchmark, head_of
 from harness.tracks.cross_site.plan import PAIRED_METRICS, metric_role
 
 Row = dict[str, Any]
@@ -28,14 +28,7 @@ def records(benchmark: Benchmark, store: Store, failures: Mapping[str, Failure])
     """The long table, row by row; what a cell could not deliver appears with a status, never as a gap."""
     spec = benchmark.spec
     for cell in benchmark.plan.cells:
-        head = {
-            "benchmark": spec.benchmark,
-            "track": spec.track,
-            "method": cell.method,
-            "seed": cell.seed,
-            "source": cell.source,
-            "target": cell.target,
-        }
+        head = head_of(benchmark, cell)
         scored: dict[str, list[Row]] = {}
         for metric in spec.metrics:
             stage = cell.finals.get(metric_role(metric))

@@ -5,13 +5,11 @@ from __future__ import annotations
 from typing import Annotated, ClassVar, Literal, Self
 
 import numpy as np
-import torch
 from pydantic import Field, model_validator
-from torch import Tensor, nn
 
 from harness.api import Context, State, hyper
 from harness.brain_age import AgeEstimator, AgeInputs, AgePredictions, AgeTraining
-from harness.training import TrainResult, seeded, train
+from harness.training import seeded
 from methods.brain_age.arn.network import MULTIPLE, AttentionNetwork, negative_log_likelihood
 from methods.brain_age.augmentation import Augmentation
 from methods.brain_age.learning import (
@@ -20,9 +18,9 @@ from methods.brain_age.learning import (
     applied,
     departures,
     kept,
+    learnt,
     own_context,
     restored,
-    samples,
 )
 from methods.brain_age.slices import Cut, Plane, cut_all
 
@@ -134,38 +132,21 @@ class Arn(AgeEstimator):
         pixels, seen = cut_all(data.train.volumes, self._cut()), cut_all(data.validation.volumes, self._cut())
         state: State = {"score": [], "iteration": []}
         for number in range(self.members):
-            own = own_context(ctx, number)
-            result = self._member(f"member_{number}", (pixels, ages), (seen, validation_ages), own)
+            result = learnt(
+                lambda mean: self._network(mean if self.start_at_mean else 0.0),
+                (pixels, ages),
+                (seen, validation_ages),
+                self.training,
+                self.augmentation,
+                loss=negative_log_likelihood,
+                error=lambda outputs, known: float(((outputs[:, 0] - known) ** 2).mean()),
+                ctx=own_context(ctx, number),
+                name=f"member_{number}",
+            )
             state |= kept(result, f"member_{number}")
             state["score"].append(result.score)
             state["iteration"].append(result.iteration)
         return state
-
-    def _member(
-        self,
-        name: str,
-        training: tuple[np.ndarray, np.ndarray],
-        validation: tuple[np.ndarray, np.ndarray],
-        ctx: Context,
-    ) -> TrainResult:
-        """One network, from slices [scans, 1, S, S] and ages [scans]."""
-        pixels, ages = training
-        with seeded(ctx.seed, ctx.device):
-            network = self._network(float(ages.mean()) if self.start_at_mean else 0.0)
-
-        def batches(rng: np.random.Generator, size: int) -> tuple[Tensor, Tensor]:
-            chosen = rng.integers(len(ages), size=size)
-            return samples(pixels[chosen]), torch.from_numpy(ages[chosen].astype(np.float32))
-
-        def step(module: nn.Module, batch: tuple[Tensor, Tensor], generator: torch.Generator) -> Tensor:
-            return negative_log_likelihood(module(self.augmentation.random(batch[0], generator)), batch[1])
-
-        def validate(module: nn.Module) -> float:
-            outputs = applied(module, validation[0], self.training.batch_size, ctx.device)
-            return -float(((outputs[:, 0] - validation[1]) ** 2).mean())
-
-        settings = self.training.over(len(ages))
-        return train(network, settings, batches, step, ctx=ctx, validate=validate, name=name)
 
     def predict(self, state: State, data: AgeInputs, ctx: Context) -> AgePredictions:
         """The ensemble's ages, and the root of its variances."""

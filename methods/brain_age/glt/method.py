@@ -5,13 +5,11 @@ from __future__ import annotations
 from typing import Annotated, ClassVar, Literal, Self
 
 import numpy as np
-import torch
 from pydantic import Field, model_validator
-from torch import Tensor, nn
 
 from harness.api import Context, State, hyper
 from harness.brain_age import AgeEstimator, AgeInputs, AgePredictions, AgeTraining
-from harness.training import TrainResult, seeded, train
+from harness.training import seeded
 from methods.brain_age.augmentation import Augmentation
 from methods.brain_age.glt.network import GlobalLocal, starts
 from methods.brain_age.learning import (
@@ -20,9 +18,9 @@ from methods.brain_age.learning import (
     applied,
     departures,
     kept,
+    learnt,
     own_context,
     restored,
-    samples,
 )
 from methods.brain_age.slices import Cut, Plane, cut_all, in_chunks
 
@@ -148,38 +146,21 @@ class Glt(AgeEstimator):
         for number, plane in enumerate(self.planes):
             cut = self._cut(plane)
             pixels, seen = cut_all(data.train.volumes, cut), cut_all(data.validation.volumes, cut)
-            result = self._learnt(plane, (pixels, ages), (seen, validation_ages), own_context(ctx, number))
+            result = learnt(
+                lambda mean: self._network(mean if self.start_at_mean else 0.0),
+                (pixels, ages),
+                (seen, validation_ages),
+                self.training,
+                self.augmentation,
+                loss=lambda outputs, known: (outputs - known[:, None]).abs().mean(),
+                error=lambda outputs, known: float(np.abs(outputs.mean(1) - known).mean()),
+                ctx=own_context(ctx, number),
+                name=plane,
+            )
             state |= kept(result, plane)
             state["score"].append(result.score)
             state["iteration"].append(result.iteration)
         return state
-
-    def _learnt(
-        self,
-        plane: Plane,
-        training: tuple[np.ndarray, np.ndarray],
-        validation: tuple[np.ndarray, np.ndarray],
-        ctx: Context,
-    ) -> TrainResult:
-        """The network of one plane, from slices [scans, slices, H, W] and ages [scans]."""
-        pixels, ages = training
-        with seeded(ctx.seed, ctx.device):
-            network = self._network(float(ages.mean()) if self.start_at_mean else 0.0)
-
-        def batches(rng: np.random.Generator, size: int) -> tuple[Tensor, Tensor]:
-            chosen = rng.integers(len(ages), size=size)
-            return samples(pixels[chosen]), torch.from_numpy(ages[chosen].astype(np.float32))
-
-        def step(module: nn.Module, batch: tuple[Tensor, Tensor], generator: torch.Generator) -> Tensor:
-            outputs = module(self.augmentation.random(batch[0], generator))
-            return (outputs - batch[1][:, None]).abs().mean()
-
-        def validate(module: nn.Module) -> float:
-            outputs = applied(module, validation[0], self.training.batch_size, ctx.device)
-            return -float(np.abs(outputs.mean(1) - validation[1]).mean())
-
-        settings = self.training.over(len(ages))
-        return train(network, settings, batches, step, ctx=ctx, validate=validate, name=plane)
 
     def predict(self, state: State, data: AgeInputs, ctx: Context) -> AgePredictions:
         """Mean and standard deviation of each scan's outputs."""
