@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from harness import yamlfile
-from harness.data.schema import KINDS, Card, NiftiCard, PhantomCard, cross_check
+from harness.data.card_checks import cross_check
+from harness.data.schema import KINDS, Card, NiftiCard, PhantomCard
 from harness.problems import Problem, UserError, did_you_mean
 from harness.untrusted import is_file, plain
 from harness.yamlfile import Document, Where
