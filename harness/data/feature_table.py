@@ -284,6 +284,12 @@ def table_features(run: StageRun) -> None:
     save_features(run.out, FeatureTable(table.values, table.columns, featured(params)))
 
 
+def who_of(dataset: Dataset, site: str, split: Part) -> dict[str, Any]:
+    """The params by which a stage knows the scans of a site and split, without their ages; `featured` reads them."""
+    people = [[scan.id, scan.subject, scan.sex, scan.birth_age] for scan in dataset.scans(site, split)]
+    return {"site": site, "split": split, "modality": dataset.modality(site), "people": people}
+
+
 def featured(params: Mapping[str, Any]) -> tuple[VolumeScan, ...]:
     """The scans of a stage of features, which has params site, modality and people: of their voxels nothing is said."""
     site, modality = params["site"], params["modality"]

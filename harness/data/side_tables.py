@@ -13,7 +13,7 @@ import numpy as np
 
 from harness.brain_age import Column, FeatureTable
 from harness.data import layout
-from harness.data.feature_table import digest_of, featured, save_features
+from harness.data.feature_table import digest_of, featured, save_features, who_of
 from harness.data.layout import ScanFiles
 from harness.data.nifti import NiftiDataset
 from harness.data.schema import FeatureFile, LabelTable, Part
@@ -53,13 +53,7 @@ def side_table_stage(dataset: NiftiDataset, site: str, split: Part) -> Stage:
         kind="features",
         title=f"table features {site} {split}",
         fn="harness.data.side_tables:side_table_features",
-        params={
-            "site": site,
-            "split": split,
-            "modality": dataset.modality(site),
-            "people": [[scan.id, scan.subject, scan.sex, scan.birth_age] for scan in scans],
-            "digest": digest,
-        },
+        params={**who_of(dataset, site, split), "digest": digest},
         resources="prepare",
         local=local,
     )

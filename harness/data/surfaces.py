@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from harness.brain_age import Column, FeatureTable
 from harness.data import layout
-from harness.data.feature_table import featured, save_features
+from harness.data.feature_table import featured, save_features, who_of
 from harness.data.fingerprint import fingerprints
 from harness.data.imagefile import BadImage
 from harness.data.layout import ScanFiles
@@ -61,10 +61,7 @@ def surface_stage(dataset: NiftiDataset, site: str, split: Part) -> Stage:
         title=f"surface features {site} {split}",
         fn="harness.data.surfaces:surface_features",
         params={
-            "site": site,
-            "split": split,
-            "modality": dataset.modality(site),
-            "people": [[scan.id, scan.subject, scan.sex, scan.birth_age] for scan in scans],
+            **who_of(dataset, site, split),
             "maps": [role for role in MAPS if getattr(surfaces, role)],
             "wall": surfaces.wall,
             "parcels": {} if absent else parcels_of(dataset, site),

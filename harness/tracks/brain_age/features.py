@@ -98,18 +98,16 @@ def regional_features(
     labels: NDArray[Any],
     regions: Regions = PUBLISHED,
     spacing: Sequence[float] | None = None,
-    *,
-    anisotropic: bool = False,
 ) -> RegionalFeatures:
     """Relational volume and surface-to-volume ratio of every region of a label volume [X, Y, Z].
 
-    labels: whole numbers of any type, at least 0. spacing: the voxel's size in mm along the axes, if known.
-    anisotropic: allow voxels that are no cubes. The published features ignore the voxel's size, as all volumes there
-    have cubes of 0.5 mm; elsewhere the surface ratio would depend on how a region is turned.
+    labels: whole numbers of any type, at least 0. spacing: the voxel's size in mm along the axes; None: not checked.
+    The published features ignore the voxel's size, as all volumes there have cubes of 0.5 mm; of voxels that are no
+    cubes, the surface ratio would depend on how a region is turned.
     Raises ValueError, in one line, for other shapes, types, values or voxels, for labels that the table does not
     name, and where no voxel lies in any region.
     """
-    size = _checked_spacing(spacing, anisotropic)
+    size = _checked_spacing(spacing)
     volume = _whole_numbers(labels)
     known = np.array((0, *regions.ids, *regions.ignored), np.int64)
     order = np.argsort(known)
@@ -133,15 +131,15 @@ def regional_features(
 # ------------------------------------------------------------------------------------------------ parts
 
 
-def _checked_spacing(spacing: Sequence[float] | None, anisotropic: bool) -> tuple[float, float, float] | None:
+def _checked_spacing(spacing: Sequence[float] | None) -> tuple[float, float, float] | None:
     if spacing is None:
         return None
     sizes = tuple(float(size) for size in spacing)
     if len(sizes) != 3 or not all(math.isfinite(size) and size > 0 for size in sizes):
         raise ValueError(f"a voxel has three sizes in mm above 0, not {', '.join(f'{size:g}' for size in sizes)}")
-    if max(sizes) > (1 + SAME) * min(sizes) and not anisotropic:
+    if max(sizes) > (1 + SAME) * min(sizes):
         shown = " × ".join(f"{size:g}" for size in sizes)
-        raise ValueError(f"voxels of {shown} mm are no cubes: resample the labels, or pass anisotropic=True")
+        raise ValueError(f"voxels of {shown} mm are no cubes: resample the labels")
     return sizes[0], sizes[1], sizes[2]
 
 

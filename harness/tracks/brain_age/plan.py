@@ -24,6 +24,7 @@ from typing import Any
 from harness.api import Method
 from harness.brain_age import RELATIONAL_VOLUME, SURFACE_RATIO, AgeEstimator, VolumeSegmenter
 from harness.data.dataset import Dataset
+from harness.data.feature_table import FeatureTableDataset, who_of
 from harness.data.schema import Part
 from harness.engine.plan import Cell, Plan, Stage, seed_of
 from harness.tracks.base import Row, Unique, payload_of, target_of
@@ -62,7 +63,6 @@ def source_of(size: int | None) -> str:
 
 def tables_of(dataset: Dataset, site: str) -> dict[str, str]:
     """Families that the data of a site bring → the kind of source they come from: table, surfaces or side tables."""
-    from harness.data.feature_table import FeatureTableDataset
     from harness.data.nifti import NiftiDataset
     from harness.data.surfaces import FAMILIES
 
@@ -168,13 +168,12 @@ class _Wiring:
         )
 
     def _scans(self, site: str, split: Part) -> Stage:
-        people = [[scan.id, scan.subject, scan.sex, scan.birth_age] for scan in self.dataset.scans(site, split)]
         return self.stages.one(
             Stage(
                 kind="scans",
                 title=f"scans {site} {split}",
                 fn=f"{STAGES}:keep_scans",
-                params={"site": site, "split": split, "modality": self.dataset.modality(site), "people": people},
+                params=who_of(self.dataset, site, split),
                 resources="prepare",
             )
         )
@@ -258,8 +257,6 @@ class _Wiring:
         found: list[Stage] = []
         kinds = {known[family] for family in estimator.wanted() if family in known}
         if "table" in kinds:
-            from harness.data.feature_table import FeatureTableDataset
-
             assert isinstance(self.dataset, FeatureTableDataset)
             found.append(self.dataset.features(site, split))
         if "surfaces" in kinds or "side tables" in kinds:
