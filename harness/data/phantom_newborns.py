@@ -12,12 +12,16 @@ from harness.data.dataset import Whole
 from harness.data.phantom_data import PERCENTILE, Person, PhantomDataset
 from harness.data.schema import Part, PhantomCard
 from harness.data.volume_sets import Box, cropped, kept_box, save_regions, save_volumes
+from harness.data.volumes import group_labels
 from harness.engine.plan import Stage
 from harness.engine.worker import StageRun
 from harness.problems import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from harness.phantom.newborn_volume import NewbornVolume
+
+DRAWEM = "drawem87"
+"""The label table of what the phantom draws, and the grouping by which another one names it."""
 
 VOXEL_MM = 0.5
 """As in the developing Human Connectome Project's releases."""
@@ -39,11 +43,25 @@ class NewbornVolumeDataset(PhantomDataset):
             for name in self.sites
             if name not in known
         ]
-        if self.label_names != label_names():
-            what = "labels of the phantom's whole newborns are DRAW-EM's, by their numbers; write labels: drawem87"
+        if self.label_names != label_names() and self._grouping is None:
+            what = (
+                f"the phantom's whole newborns have DRAW-EM's labels; write labels: {DRAWEM}, or a table with a "
+                f"grouping {DRAWEM} of them, such as neonatal8"
+            )
             problems.append(self.card.problem(("labels",), what))
+        if self._grouping is not None:
+            unknown = group_labels(np.arange(len(label_names())), self._grouping)[1]
+            if unknown:
+                what = f"the grouping {DRAWEM} says nothing of the labels {', '.join(map(str, unknown))}"
+                problems.append(self.card.problem(("labels",), what))
         if problems:
             raise UserError(problems)
+
+    @property
+    def _grouping(self) -> list[tuple[int, int, int]] | None:
+        """How the card's label table groups DRAW-EM's labels; None: it does not."""
+        table = self.card.labels
+        return table.ranges(DRAWEM) if table is not None and DRAWEM in table.groupings else None
 
     def count(self, site: str) -> int:
         """Scans of the site: the card's `scans`, else the site's own, else the released number."""
@@ -91,6 +109,8 @@ class NewbornVolumeDataset(PhantomDataset):
         more: dict[str, Any] = {"percentile": self.card.intensity.percentile or PERCENTILE}
         if kind == "regions":
             more = {"names": list(table.names), "ignored": table.ignored_values}
+            if self._grouping is not None:
+                more["groups"] = [list(entry) for entry in self._grouping]
         fields = ("id", "subject", "seed", "age", "sex", "birth_age", "session")
         return Stage(
             kind=kind,
@@ -126,7 +146,11 @@ def newborn_volumes(run: StageRun) -> None:
 
 def newborn_regions(run: StageRun) -> None:
     """Regions of the newborns of a chunk; leaves a region set on the voxels of their volumes."""
-    labels = ((scan, born.labels[box]) for scan, born, box in _born(run))
+    groups = run.params.get("groups")
+    labels = (
+        (scan, born.labels[box] if groups is None else group_labels(born.labels[box], groups)[0])
+        for scan, born, box in _born(run)
+    )
     save_regions(run.out, run.params["names"], run.params["ignored"], labels)
 
 

@@ -41,6 +41,10 @@ _DARK = {"low_thalamus": (0.93, 0.85, 1.0), "intracranial": (0.45, 0.06, 0.6)}
 """What splits off a compartment, by factors on its T1, T2 and PD (ours): the part of the thalamus that myelinates first
 off the thalamus; blood and dura off the fluid."""
 
+T2_SPREAD = 0.12
+"""People's T2 differ by at most this share, half of it alike in all tissues (ours). White matter at 40 weeks then looks
+as bright as up to five weeks before or after, so that brightness alone tells an age worse than anatomy does."""
+
 _SPLIT = (("thalamus", "low_thalamus", LOW), ("CSF", "intracranial", RIM))
 
 
@@ -196,6 +200,8 @@ def _levels(site: Site, scan: NewbornScan, now: int) -> Float:
     person = np.random.default_rng(derive_seed("tissue", scan.subject.seed))
     rng = np.random.default_rng(derive_seed("scan", now, site.stream))
     factors = 1 + T1_SPREAD * person.uniform(-1, 1, len(own))
+    slower = 1 + T2_SPREAD * (person.uniform(-1, 1) + person.uniform(-1, 1, len(own))) / 2
+    own = [replace(tissue, t2=tissue.t2 * by) for tissue, by in zip(own, slower, strict=True)]
     b1, gain = 1 + B1_SPREAD * rng.uniform(-1, 1), 1 + GAIN_SPREAD * rng.uniform(-1, 1)
     reference = [tissue.label for tissue in site.tissues].index(site.reference)
     nominal = float(np.abs(site.acquisition.signal(site.tissues)[reference]))
