@@ -142,6 +142,21 @@ def test_stages_leave_volumes_and_regions_on_the_same_voxels(newborns: Newborns,
     assert all("age" not in row for row in rows)
 
 
+def test_another_table_groups_the_labels(newborns: Newborns, run_stage: RunStage) -> None:
+    changes = {**SMALL, "scans": 4}
+    plain, grouped = newborns(changes), newborns({**changes, "labels": "neonatal8"})
+    assert [stage.key for stage in grouped.volumes("DHCP", "test")] == [s.key for s in plain.volumes("DHCP", "test")]
+    (regions,), (tissues,) = plain.regions("DHCP", "test"), grouped.regions("DHCP", "test")
+    found, of = (load_regions(run_stage(stage)) for stage in (tissues, regions))
+    assert found.names == tuple(read_card("phantom_neonatal_t2").labels.names)  # type: ignore[union-attr]
+    assert found.ignored == ()
+    group = {region.id: region.group for region in REGIONS} | {0: "background"}
+    for tissue, region in zip(found, of, strict=True):
+        named = np.array([found.names.index(group[i]) if group.get(i) in found.names else 0 for i in range(88)])
+        assert np.array_equal(tissue, named[region])
+        assert set(np.unique(tissue)) == set(range(9))
+
+
 def test_keys_tell_what_is_rendered_apart(newborns: Newborns) -> None:
     def keys(changes: dict[str, Any]) -> tuple[str, str]:
         data = newborns({**SMALL, **changes})
@@ -170,7 +185,20 @@ def test_there_are_no_slices(newborns: Newborns) -> None:
     ("changes", "what"),
     [
         ({"sites": {"DHCQ": {"scans": 4}}}, "the phantom has no site 'DHCQ'; did you mean DHCP?"),
-        ({"labels": "neonatal8"}, "labels of the phantom's whole newborns are DRAW-EM's"),
+        (
+            {"labels": "adult15"},
+            "the phantom's whole newborns have DRAW-EM's labels; write labels: drawem87, or a table",
+        ),
+        (
+            {
+                "labels": {
+                    "names": ["background", "brain"],
+                    "ignored": [],
+                    "groupings": {"drawem87": {"0": "background", "1-85": "brain"}},
+                }
+            },
+            "the grouping drawem87 says nothing of the labels 86, 87",
+        ),
         ({"volumes": {"voxel_mm": 0.1}}, "volumes.voxel_mm is 0.1: input should be greater than or equal to 0.3"),
         (
             {"population": "adult", "age_unit": "years", "modality": "T1w"},
