@@ -118,7 +118,7 @@ def _bars(axis: Axes, family: str, part: pl.DataFrame, r: Mapping[tuple[str, str
     axis.errorbar(part["mean"], list(places), xerr=part["sd"], fmt="none", ecolor="#222222", lw=0.8)
     for place, row in enumerate(part.iter_rows(named=True)):
         known = r.get((family, row["region"]))
-        share = f"{row['share']:.2f}" if math.isfinite(row["share"]) else ""
+        share = f"{round(row['share'], 2) + 0.0:.2f}".replace("-", "−") if math.isfinite(row["share"]) else ""
         text = share + ("" if known is None else f"   |r| {known:.2f}")
         axis.annotate(
             text, (max(row["mean"] + row["sd"], 0), place), (5, 0), textcoords="offset points", va="center", fontsize=7,

@@ -78,12 +78,12 @@ class AgeEntry:
 
     @property
     def text(self) -> str:
-        """The value, an MAE with the SD of absolute errors, marked if seeds or sites lack."""
+        """The value, an MAE with the SD of absolute errors of several scans, marked if seeds or sites lack."""
         info = SHOWN[self.metric]
         if self.value is None:
             return self.state if self.state in ("failed", "blocked", "absent") else "–"
         sign = "+" if self.metric == "bias" and round(self.value, info.digits) > 0 else ""
-        around = "" if self.sd is None else f" ± {info.text(self.sd)}"
+        around = "" if self.sd is None or self.scans == 1 else f" ± {info.text(self.sd)}"
         return sign + info.text(self.value) + around + ("" if self.complete else MARK)
 
     @property

@@ -246,7 +246,7 @@ def curves(table: pl.DataFrame) -> Figure:
             point = "." if len(line) == 1 else ""
             colour = COLOURS[number % len(COLOURS)]
             axis.plot(line["step"], line["value"], lw=1, label=label, color=colour, marker=point)
-        axis.set(title=f"{shortened(method, 20)}: {shortened(name, 16)}", xlabel="step")
+        axis.set(title=f"{shortened(method, 32)}\n{both_ends(name, 32)}", xlabel="step")
         if len(axis.lines) <= 8:
             axis.legend(fontsize=7)
     for axis in axes[len(keys) :]:

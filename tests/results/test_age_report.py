@@ -275,7 +275,7 @@ def test_bars_run_from_the_most_important_region(folder: Path) -> None:
     names = [tick.get_text() for tick in axis.get_yticklabels()]
     assert names == [both_ends(REGIONS[1], 46), REGIONS[0], REGIONS[2]]
     assert names[0].endswith("left GM"), "what tells regions apart is kept"
-    assert [text.get_text() for text in axis.texts] == ["1.00", "0.25   |r| 0.91", "-0.01"]
+    assert [text.get_text() for text in axis.texts] == ["1.00", "0.25   |r| 0.91", "−0.01"]
 
 
 def test_regions_are_coloured_by_their_share(folder: Path, page: Page) -> None:

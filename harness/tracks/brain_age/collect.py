@@ -156,7 +156,7 @@ def atlas(benchmark: Benchmark, store: Store, failures: Failures) -> Iterator[At
     index = json.loads((folder / "atlas.json").read_text())
     for plane, (rows, columns) in index["spacing"].items():
         image, labels = (np.load(folder / f"{plane}.{what}.npy", allow_pickle=False) for what in ("image", "labels"))
-        yield AtlasSlice(plane, image, labels, (rows, columns), f"{plane} slice of {index['scan']}")
+        yield AtlasSlice(plane, image, labels, (rows, columns), f"slices of {index['scan']}")
 
 
 def _explained(benchmark: Benchmark, store: Store, failures: Failures) -> Iterator[tuple[Cell, Path]]:
