@@ -85,7 +85,7 @@ def sweep(
 
         place = home_of(home, store, "none" if plan else tracking)
         console = console_of(stderr=as_json)
-        sweeps = sweeping.prepare(files, overrides or [], place, root)
+        sweeps = sweeping.prepare(files, overrides or [], place, root, to_run=not plan)
         answer["sweeps"] = []
         for each in sweeps:
             if plan:

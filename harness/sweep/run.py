@@ -92,8 +92,13 @@ class SweepResult:
         }
 
 
-def prepare(files: Iterable[Path], overrides: Iterable[str], home: Home, root: Path | None) -> list[Sweep]:
-    """Every file resolved and checked, before any work. Raises UserError with the problems of all."""
+def prepare(
+    files: Iterable[Path], overrides: Iterable[str], home: Home, root: Path | None, *, to_run: bool = True
+) -> list[Sweep]:
+    """Every file resolved and checked, before any work; where none is `to_run`, the data may be absent.
+
+    Raises UserError with the problems of all.
+    """
     home.create()
     sweeps: list[Sweep] = []
     problems = []
@@ -101,7 +106,8 @@ def prepare(files: Iterable[Path], overrides: Iterable[str], home: Home, root: P
     for file in files:
         try:
             sweep = load(file, overrides, cache=home.cache, root=root)
-            running.ready(sweep.benchmark, home)
+            if to_run:
+                running.ready(sweep.benchmark, home)
             sweeps.append(sweep)
         except UserError as error:
             problems += [problem for problem in error.problems if problem not in problems]

@@ -38,6 +38,7 @@ class Overview:
     todo: int
     trainings_saved: int
     seconds: float
+    missing: tuple[str, ...]
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -63,6 +64,7 @@ def overview(sweep: Sweep, home: Home, workers: int | None) -> Overview:
         todo=len(pending),
         trainings_saved=plan.trainings_saved(),
         seconds=estimate(plan, pending, History(store.root), workers or os.cpu_count() or 1),
+        missing=tuple(sweep.benchmark.dataset.missing()),
     )
 
 
@@ -76,6 +78,8 @@ def show_overview(view: Overview, console: Console) -> None:
         + (f", about {duration(view.seconds)}" if view.todo else ""),
         highlight=False,
     )
+    for line in view.missing:
+        console.print(f"[yellow]{line}", highlight=False, soft_wrap=True)
 
 
 def show(result: SweepResult, console: Console) -> None:

@@ -12,12 +12,16 @@ import tiny
 import yaml
 
 from harness.engine.plan import Plan
+from harness.home import Home
 from harness.problems import UserError
 from harness.sweep.file import Asha, Sweep, load
+from harness.sweep.run import prepare
 from harness.sweep.space import Domain, draw
 from harness.sweep.trials import Journal, _halving
+from harness.sweep.view import overview
 
 ABLATIONS = sorted((tiny.REPO / "benchmarks" / "ablations").glob("*.yaml"))
+PAPER_ABLATIONS = sorted((tiny.REPO / "benchmarks" / "paper" / "ablations").glob("*.yaml"))
 METHODS = {"none": None, "tent": {"batch_size": 4}, "slow": {"id": "tent", "learning_rate": 1e-5}}
 
 
@@ -181,6 +185,18 @@ def test_the_ablations_resolve(file: Path, tmp_path: Path) -> None:
     assert sweep.spec.sweep == f"ablation_{file.stem}"
     assert 2 <= len(sweep.trials) <= 12
     assert sweep.defaults.keys() <= sweep.spec.space.keys()
+
+
+@pytest.mark.parametrize("file", PAPER_ABLATIONS, ids=lambda path: path.stem)
+def test_the_published_ablations_can_be_planned_without_their_data(file: Path, tmp_path: Path) -> None:
+    home = Home.of(tmp_path / "runs", tracking="none")
+    (sweep,) = prepare([file], [], home, None, to_run=False)
+    assert sweep.spec.sweep == f"paper_ablation_{file.stem}"
+    view = overview(sweep, home, 2)
+    assert len(view.trials) == len(sweep.trials) > 1
+    assert view.missing, "says which data there would have to be"
+    with pytest.raises(UserError, match="no data folder is named"):
+        prepare([file], [], home, None)
 
 
 def test_defaults_are_what_the_base_has(tmp_path: Path) -> None:
