@@ -241,7 +241,7 @@ def test_ages_of_test_scans_change_scores_alone_of_tables(tmp_path: Path) -> Non
 def test_the_small_benchmark_can_be_planned(tmp_path: Path) -> None:
     answer = tiny.run_json("plan", BENCHMARKS / "brain_age.yaml", "--home", tmp_path, cwd=tmp_path)
     plan = load(BENCHMARKS / "brain_age.yaml", cache=tmp_path / "cache").plan
-    assert len(plan.cells) == 6 * 2
+    assert len(plan.cells) == 7 * 2
     assert plan.counts()["segment"] == plan.counts()["overlap"] + len(
         [s for s in plan.stages if s.kind == "segment" and " test " not in s.title]
     )
