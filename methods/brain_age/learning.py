@@ -153,6 +153,13 @@ def kept(result: TrainResult, prefix: str) -> State:
     return {f"{prefix}.{key}": tensor for key, tensor in result.state_dict.items()}
 
 
+def enter(state: State, result: TrainResult, prefix: str) -> None:
+    """Add a network to the state of a fit that trains several: weights, and score and iteration beside the others."""
+    state |= kept(result, prefix)
+    state["score"] = [*state.get("score", []), result.score]
+    state["iteration"] = [*state.get("iteration", []), result.iteration]
+
+
 def restored(network: Network, state: State, prefix: str, device: str) -> Network:
     """The network with the weights that `kept` named, frozen and in eval mode, on the device."""
     head = f"{prefix}."

@@ -143,12 +143,14 @@ def test_stages_leave_volumes_and_regions_on_the_same_voxels(newborns: Newborns,
 
 
 def test_another_table_groups_the_labels(newborns: Newborns, run_stage: RunStage) -> None:
+    table = read_card("phantom_neonatal_t2").labels
+    assert table is not None
     changes = {**SMALL, "scans": 4}
     plain, grouped = newborns(changes), newborns({**changes, "labels": "neonatal8"})
     assert [stage.key for stage in grouped.volumes("DHCP", "test")] == [s.key for s in plain.volumes("DHCP", "test")]
     (regions,), (tissues,) = plain.regions("DHCP", "test"), grouped.regions("DHCP", "test")
     found, of = (load_regions(run_stage(stage)) for stage in (tissues, regions))
-    assert found.names == tuple(read_card("phantom_neonatal_t2").labels.names)  # type: ignore[union-attr]
+    assert found.names == tuple(table.names)
     assert found.ignored == ()
     group = {region.id: region.group for region in REGIONS} | {0: "background"}
     for tissue, region in zip(found, of, strict=True):

@@ -17,7 +17,7 @@ from methods.brain_age.learning import (
     ages_to_learn,
     applied,
     departures,
-    kept,
+    enter,
     learnt,
     own_context,
     restored,
@@ -130,7 +130,7 @@ class Arn(AgeEstimator):
         """
         ages, validation_ages = ages_to_learn(data)
         pixels, seen = cut_all(data.train.volumes, self._cut()), cut_all(data.validation.volumes, self._cut())
-        state: State = {"score": [], "iteration": []}
+        state: State = {}
         for number in range(self.members):
             result = learnt(
                 lambda mean: self._network(mean if self.start_at_mean else 0.0),
@@ -143,9 +143,7 @@ class Arn(AgeEstimator):
                 ctx=own_context(ctx, number),
                 name=f"member_{number}",
             )
-            state |= kept(result, f"member_{number}")
-            state["score"].append(result.score)
-            state["iteration"].append(result.iteration)
+            enter(state, result, f"member_{number}")
         return state
 
     def predict(self, state: State, data: AgeInputs, ctx: Context) -> AgePredictions:

@@ -17,7 +17,7 @@ from methods.brain_age.learning import (
     ages_to_learn,
     applied,
     departures,
-    kept,
+    enter,
     learnt,
     own_context,
     restored,
@@ -142,7 +142,7 @@ class Glt(AgeEstimator):
         Raises MethodError where a split is empty, or ages are unknown or all equal.
         """
         ages, validation_ages = ages_to_learn(data)
-        state: State = {"score": [], "iteration": []}
+        state: State = {}
         for number, plane in enumerate(self.planes):
             cut = self._cut(plane)
             pixels, seen = cut_all(data.train.volumes, cut), cut_all(data.validation.volumes, cut)
@@ -157,9 +157,7 @@ class Glt(AgeEstimator):
                 ctx=own_context(ctx, number),
                 name=plane,
             )
-            state |= kept(result, plane)
-            state["score"].append(result.score)
-            state["iteration"].append(result.iteration)
+            enter(state, result, plane)
         return state
 
     def predict(self, state: State, data: AgeInputs, ctx: Context) -> AgePredictions:
