@@ -95,7 +95,7 @@ class Growth:
     folding: float
 
 
-def grow(pma: float, sex: str, rng: np.random.Generator) -> Growth:
+def grow(pma: float, sex: str, rng: np.random.Generator, spread: Mapping[str, float] = SPREAD) -> Growth:
     """A person's growth: the mean at this age, with what people differ by. Raises ValueError outside 28-46 weeks."""
     if not YOUNGEST <= pma <= OLDEST:
         raise ValueError(f"{pma:g} weeks: newborn growth is described from {YOUNGEST:g} to {OLDEST:g} weeks")
@@ -104,7 +104,7 @@ def grow(pma: float, sex: str, rng: np.random.Generator) -> Growth:
     volume = float(total_ml(pma)) * (MALE if sex == "M" else 1 / MALE) * (1 + TOTAL_SPREAD * size)
     mean = shares(pma)
     own = {
-        name: max(float(mean[name]) + SPREAD[name] * difference, 0.4 * float(mean[name]))
+        name: max(float(mean[name]) + spread[name] * difference, 0.4 * float(mean[name]))
         for name, difference in zip(SPREAD, differences, strict=True)
     }
     own["CSF"] = max(1 - sum(own.values()), 0.05)

@@ -140,6 +140,19 @@ def test_mean_shares_are_the_measured_ones_at_every_age() -> None:
             assert mean == pytest.approx(MEASURED[name][place], abs=max(0.006, 0.04 * MEASURED[name][place])), name
 
 
+@pytest.mark.parametrize(
+    ("name", "correlation", "spread"),
+    [("cortical_GM", 0.93, 0.0128), ("WM", -0.83, 0.019), ("cerebellum", 0.74, 0.0046)],
+)
+def test_people_of_one_age_differ_as_measured(name: str, correlation: float, spread: float) -> None:
+    """How shares go with age, and what a straight line leaves of them, in the 558 released scans."""
+    scans = newborn_cohort()
+    ages = np.array([one.subject.age for one in scans])
+    found = np.array([growth_of(one).shares[name] for one in scans])
+    assert np.corrcoef(found, ages)[0, 1] == pytest.approx(correlation, abs=0.02)
+    assert np.std(found - np.polyval(np.polyfit(ages, found, 1), ages)) == pytest.approx(spread, rel=0.04)
+
+
 def test_one_infant_grows() -> None:
     """Total volume, cortex and cerebellum gain, white matter and brainstem lose share; the same person throughout."""
     volumes = [born(age) for age in AGES]
