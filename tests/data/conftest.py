@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 from nifti_files import write_scan
 
+from harness.data.card import read_card
+from harness.data.dataset import open_dataset
+from harness.data.nifti import NiftiDataset
 from harness.engine.plan import Stage
 from harness.engine.worker import StageRun
 
@@ -58,6 +61,24 @@ def card_file(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def opened(
+    card_file: Callable[..., Path], root: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> Callable[..., NiftiDataset]:
+    """Open the data set of CARD and the module's SITE_MORE, what its site has beside, with replacements (old, new)."""
+
+    def make(*replacements: tuple[str, str]) -> NiftiDataset:
+        text: str = request.module.SITE_MORE
+        for old, new in replacements:
+            assert old in text
+            text = text.replace(old, new)
+        dataset = open_dataset(read_card(card_file(more=text)), root, tmp_path / "cache")
+        assert isinstance(dataset, NiftiDataset)
+        return dataset
+
+    return make
 
 
 @pytest.fixture

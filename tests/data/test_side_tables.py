@@ -21,7 +21,7 @@ from harness.problems import UserError
 
 RunStage = Callable[[Stage], Path]
 
-TABLES = """\
+SITE_MORE = """\
     tables:
       cortical thickness: {file: stats/thickness.tsv, scan: measure, columns: ["lh_*", "rh_*"]}
       relational volume: stats/rv.csv
@@ -45,20 +45,6 @@ def root(tmp_path: Path) -> Path:
     for index in range(6):
         write_scan(tmp_path / "data", f"s{index}")
     return tmp_path / "data"
-
-
-@pytest.fixture
-def opened(card_file: Callable[..., Path], root: Path, tmp_path: Path) -> Callable[..., NiftiDataset]:
-    def make(*replacements: tuple[str, str]) -> NiftiDataset:
-        text = TABLES
-        for old, new in replacements:
-            assert old in text
-            text = text.replace(old, new)
-        dataset = open_dataset(read_card(card_file(more=text)), root, tmp_path / "cache")
-        assert isinstance(dataset, NiftiDataset)
-        return dataset
-
-    return make
 
 
 Opened = Callable[..., NiftiDataset]

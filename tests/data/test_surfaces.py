@@ -28,7 +28,7 @@ RunStage = Callable[[Stage], Path]
 NAMES = {0: "???", 36: "frontal", 38: "parietal"}
 VERTICES = {"L": 40, "R": 50}
 
-SURFACES = """\
+SITE_MORE = """\
     surfaces:
       sulc: surf/{scan}_hemi-{hemi}_sulc.shape.gii
       thickness: surf/{scan}_hemi-{hemi}_thickness.shape.gii
@@ -86,20 +86,6 @@ def root(tmp_path: Path) -> Path:
         write_scan(tmp_path / "data", f"s{index}")
         write_surfaces(tmp_path / "data", f"s{index}")
     return tmp_path / "data"
-
-
-@pytest.fixture
-def opened(card_file: Callable[..., Path], root: Path, tmp_path: Path) -> Callable[..., NiftiDataset]:
-    def make(*replacements: tuple[str, str]) -> NiftiDataset:
-        text = SURFACES
-        for old, new in replacements:
-            assert old in text
-            text = text.replace(old, new)
-        dataset = open_dataset(read_card(card_file(more=text)), root, tmp_path / "cache")
-        assert isinstance(dataset, NiftiDataset)
-        return dataset
-
-    return make
 
 
 Opened = Callable[..., NiftiDataset]
