@@ -12,7 +12,6 @@ Each is optional: a reader finds nothing where a file was never written.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, fields
@@ -22,10 +21,9 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
-from harness.engine.store import write_atomically
-from harness.problems import Problem, UserError
 from harness.results.arrayfile import read_entries, write_entries
 from harness.results.records import read_optional, write_parquet
+from harness.results.remarks import read_lines, write_lines
 
 PREDICTIONS, IMPORTANCE = "predictions.parquet", "importance.parquet"
 CORRELATIONS, VALUES = "correlations.parquet", "feature_values.parquet"
@@ -173,13 +171,12 @@ def write_atlas(folder: Path, slices: Iterable[AtlasSlice]) -> None:
 
 def write_warnings(folder: Path, lines: Sequence[str]) -> None:
     """Replace what has to be known about the data, a line each."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / WARNINGS, json.dumps(list(lines), indent=1, ensure_ascii=False))
+    write_lines(folder / WARNINGS, lines)
 
 
 def read(folder: Path) -> Found:
     """Predictions and warnings of a results folder. Raises UserError where the files are damaged."""
-    return Found(read_optional(folder / PREDICTIONS, _schema(Prediction)), _warnings(folder / WARNINGS))
+    return Found(read_optional(folder / PREDICTIONS, _schema(Prediction)), read_lines(folder / WARNINGS))
 
 
 def read_importance(folder: Path) -> pl.DataFrame:
@@ -204,16 +201,3 @@ def read_atlas(folder: Path) -> tuple[AtlasSlice, ...]:
 
 def _write(path: Path, row: type, rows: Iterable[Any]) -> None:
     write_parquet(path, pl.DataFrame([astuple(each) for each in rows], schema=_schema(row), orient="row"))
-
-
-def _warnings(path: Path) -> tuple[str, ...]:
-    if not path.is_file():
-        return ()
-    try:
-        lines = json.loads(path.read_text())
-        if not isinstance(lines, list):
-            raise TypeError("it holds no list")
-        return tuple(map(str, lines))
-    except (OSError, ValueError, TypeError) as error:
-        what = f"is damaged ({error}); the next `harness run` writes it anew"
-        raise UserError(Problem(str(path), what)) from None

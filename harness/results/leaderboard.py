@@ -16,6 +16,7 @@ from harness.results.ages import Found
 from harness.results.aggregate import Failure
 from harness.results.anomaly_sizes import BINNED, MARK
 from harness.results.anomaly_tables import COSTS, BySetting
+from harness.results.remarks import REMARKS, read_lines
 from harness.results.runinfo import RunInfo
 from harness.results.significance import Comparison, RankTest, compare, intervals, rank_test
 
@@ -177,7 +178,8 @@ class Leaderboard:
 
 def build(folder: Path) -> Leaderboard:
     """The leaderboard of a results folder. Raises UserError where its files are absent or damaged."""
-    return build_from(runinfo.read(folder), records.read(folder), ages.read(folder))
+    board = build_from(runinfo.read(folder), records.read(folder), ages.read(folder))
+    return replace(board, notes=(*board.notes, *read_lines(folder / REMARKS)))
 
 
 def build_from(info: RunInfo, table: pl.DataFrame, found: Found = ages.NONE) -> Leaderboard:

@@ -26,10 +26,12 @@ from harness.problems import UserError
 from harness.registry import Entry
 from harness.results import detections, exhibits
 from harness.results import records as table
+from harness.results.remarks import REMARKS, read_lines
 from harness.run import audit
 from harness.spec import load
 from harness.tracks.anomaly import collect
 from harness.tracks.anomaly.plan import COSTS
+from harness.tracks.anomaly.processing import eroded_share
 from harness.tracks.anomaly.spec import TRACK_METRICS
 from harness.tracks.base import Benchmark
 
@@ -209,8 +211,9 @@ def finished(
     ray_session: None, data: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Benchmark, Store, Summary]:
     folder = tmp_path_factory.mktemp("run")
-    methods = {"far": {"id": "far_from_level"}, "deviations": {"id": "in_deviations"}, "broken_detector": None}
-    found = benchmark(folder, data, methods=methods)
+    far = {"id": "far_from_level"}
+    methods = {"far": far, "flat": {**far, "gain": 0}, "deviations": {"id": "in_deviations"}, "broken_detector": None}
+    found = benchmark(folder, data, methods=methods, common={"erode": 44, "median": 5, "smallest": 7})
     store = open_store(str(folder / "store"))
     summary = Execution(found.plan, store, ResourceClasses()).run()
     assert {f.title.split()[1] for f in summary.failures.values()} == {"broken_detector"}, summary.failures
@@ -310,19 +313,36 @@ def test_a_failed_method_has_a_row_for_everything(finished: Any) -> None:
 def test_exhibits_can_be_read_back(finished: Any, tmp_path: Path) -> None:
     collect.exhibit(finished[0], finished[1], finished[2].failures, tmp_path)
     shown = detections.read_detections(tmp_path)
-    assert {(d.method, d.target) for d in shown} == {(m, t) for m in ("far", "deviations") for t in ("same", "other")}
+    rows = ("far", "flat", "deviations")
+    assert {(d.method, d.target) for d in shown} == {(m, t) for m in rows for t in ("same", "other")}
     first = next(d for d in shown if d.method == "far")
     assert first.lesion.sum() > 0
     assert first.reconstruction is not None
     assert next(d for d in shown if d.method == "deviations").reconstruction is None
     pictures = detections.read_pictures(tmp_path)
-    assert {p.method for p in pictures} == {"far"}
+    assert {p.method for p in pictures} == {"far", "flat"}
     assert pictures[0].captions == ("input", "level")
     np.testing.assert_array_equal(pictures[0].images[0], first.input)
     curve = detections.read_precision_recall(tmp_path)
     assert curve["recall"].max() == pytest.approx(1.0)
     logged = exhibits.read_curves(tmp_path)
     assert set(logged["method"].unique()) == {"toy_level"}, "of a component, once"
+
+
+def test_what_bounds_the_scores_is_said(finished: Any, tmp_path: Path) -> None:
+    collect.exhibit(finished[0], finished[1], finished[2].failures, tmp_path)
+    lines = read_lines(tmp_path / REMARKS)
+    assert [line for line in lines if "every pixel" in line] == [
+        "flat says the same of every pixel in all slices of other, all slices of same"
+    ]
+    images = arrays.load_images(artifact(finished, "images PATIENTS test (largest)"))
+    lesions = arrays.load_labels(artifact(finished, "labels PATIENTS test (largest)")).labels
+    common = finished[0].spec.common
+    share = eroded_share(lesions, np.asarray(images.mask), common)
+    (eroded,) = (line for line in lines if "eroded" in line)
+    assert 0.01 < share < 1
+    assert eroded.startswith("lesion pixels that no map can find, eroded by the processing common: other ")
+    assert eroded.endswith(f"same {100 * share:.0f} %")
 
 
 def test_labels_of_the_test_split_change_no_map_and_no_threshold(ray_session: None, data: Path, tmp_path: Path) -> None:

@@ -54,11 +54,13 @@ def _empty(metric: str) -> Row:
 def exhibit(benchmark: Benchmark, store: Store, failures: Failures, folder: Path) -> None:
     """Leave what the report shows beside the records."""
     from harness.results import detections, exhibits
+    from harness.results.remarks import REMARKS, write_lines
 
     exhibits.write_curves(folder, curves(benchmark, store, failures))
     detections.write_precision_recall(folder, precision_recall(benchmark, store, failures))
     detections.write_detections(folder, shown_slices(benchmark, store, failures))
     detections.write_pictures(folder, pictures(benchmark, store, failures))
+    write_lines(folder / REMARKS, remarks(benchmark, store, failures))
 
 
 def curves(benchmark: Benchmark, store: Store, failures: Failures) -> Iterator[Row]:
@@ -90,6 +92,40 @@ def precision_recall(benchmark: Benchmark, store: Store, failures: Failures) -> 
                     "recall": recall,
                     "precision": precision,
                 }
+
+
+def remarks(benchmark: Benchmark, store: Store, failures: Failures) -> list[str]:
+    """What bounds the scores: lesions that erosion takes from the maps, and maps that say nothing."""
+    eroded: dict[str, dict[str, float]] = {}
+    blank: dict[str, dict[str, list[tuple[int, int]]]] = {}
+    for cell in benchmark.plan.cells:
+        stage = cell.finals["scores"]
+        if stage.key in failures:
+            continue
+        lost = json.loads((store.read(stage.key) / "lost.json").read_text())
+        for processing, share in lost["eroded"].items():
+            if share:
+                name = f"{processing} of {cell.method}" if processing == "published" else processing
+                eroded.setdefault(name, {})[cell.target] = share
+        blank.setdefault(cell.method, {}).setdefault(cell.target, []).append((lost["blank"], lost["slices"]))
+    lines = []
+    for name, shares in eroded.items():
+        of = ", ".join(f"{target} {percent(share)}" for target, share in shares.items())
+        lines.append(f"lesion pixels that no map can find, eroded by the processing {name}: {of}")
+    for method, targets in blank.items():
+        counts = {target: tuple(map(sum, zip(*pairs, strict=True))) for target, pairs in targets.items()}
+        if said := [
+            f"{'all' if n == of else f'{percent(n / of)} of the'} slices of {target}"
+            for target, (n, of) in counts.items()
+            if n
+        ]:
+            lines.append(f"{method} says the same of every pixel in {', '.join(said)}")
+    return lines
+
+
+def percent(share: float) -> str:
+    """A share as lines have it; what is more than nothing is not called 0."""
+    return f"{100 * share:.0f} %" if share >= 0.01 else "below 1 %"
 
 
 def shown_slices(benchmark: Benchmark, store: Store, failures: Failures) -> Iterator[Detection]:
