@@ -178,12 +178,13 @@ class Leaderboard:
 
 def build(folder: Path) -> Leaderboard:
     """The leaderboard of a results folder. Raises UserError where its files are absent or damaged."""
-    board = build_from(runinfo.read(folder), records.read(folder), ages.read(folder))
-    return replace(board, notes=(*board.notes, *read_lines(folder / REMARKS)))
+    return build_from(runinfo.read(folder), records.read(folder), ages.read(folder), read_lines(folder / REMARKS))
 
 
-def build_from(info: RunInfo, table: pl.DataFrame, found: Found = ages.NONE) -> Leaderboard:
-    """The leaderboard of records, and of what ages have beside them, already read."""
+def build_from(
+    info: RunInfo, table: pl.DataFrame, found: Found = ages.NONE, remarks: tuple[str, ...] = ()
+) -> Leaderboard:
+    """The leaderboard of records, of what ages have beside them, and of a run's remarks, already read."""
     by_setting = anomaly_tables.build(info, table)
     of_ages = age_entries.build(info, table, found)
     whole = table = records.of_processing(table, info.processing)
@@ -219,7 +220,7 @@ def build_from(info: RunInfo, table: pl.DataFrame, found: Found = ages.NONE) -> 
     comparisons = compare(table, [n for n in ordered if n in fair], tested, best, info.baseline)
     failures = aggregate.failures(whole)
     notes = board_notes.notes_of(info, rows, ranks, failures, by_setting, of_ages)
-    return Leaderboard(info, rows, ranks, comparisons, failures, notes, by_setting, of_ages)
+    return Leaderboard(info, rows, ranks, comparisons, failures, (*notes, *remarks), by_setting, of_ages)
 
 
 def _of_one_setting(scores: dict[str, dict[str, Score]], by_setting: BySetting) -> dict[str, dict[str, Score]]:

@@ -34,6 +34,7 @@ from harness.results.detections import Detection, Pictures
 from harness.results.leaderboard import Leaderboard, Row
 from harness.results.published import Published
 from harness.results.records import Record, no_value
+from harness.results.remarks import REMARKS, write_lines
 from harness.results.runinfo import DatasetInfo, MethodInfo, RunInfo, SweepDomain, SweepInfo, SweepObjective, SweepTrial
 
 ODD = "<script>alert(1)</script>"
@@ -52,6 +53,7 @@ SHIFTS = {
     "auroc": 0.03,
     "dice_gap": -0.07,
 }
+REMARK = f"{ODD} says the same of every pixel in all slices of T2"
 BINS = {"small": (10, -0.09), "medium": (5, 0.05), "large": (0, None)}
 SUBJECTS = {"a": -0.03, "b": 0.01, "c": 0.02}
 COSTS = {"parameters": 2_500_000.0, "evaluations": 250.0, "seconds_per_slice": 0.0123, "peak_memory": 2.0**30}
@@ -173,6 +175,7 @@ def write_exhibits(folder: Path) -> None:
     detections.write_pictures(folder, [Pictures("good", s, "s1", 3, steps, np.stack([image] * 14)) for s in SETTINGS])
     curve = {"method": "denoiser", "source": "healthy", "target": "", "seed": 0, "stage": "fit", "name": "loss"}
     exhibits.write_curves(folder, [{**curve, "step": step, "value": 1.0 / (step + 1)} for step in range(3)])
+    write_lines(folder / REMARKS, [REMARK])
 
 
 Make = Callable[..., Path]
@@ -400,6 +403,11 @@ def test_failed_cells_are_shown_where_they_are_missing(page: Page, board: Leader
     assert "the <b>loss</b> is nan" in page.text("failures")
     assert board.failed_cells == 5
     assert board.best("max_dice_global") == {"good"}
+
+
+def test_what_the_run_showed_of_a_method_is_a_footnote(page: Page, board: Leaderboard) -> None:
+    assert board.notes[-1] == REMARK
+    assert REMARK in page.text("leaderboard")
 
 
 def test_deviations_are_footnotes_and_stand_with_the_method(page: Page, board: Leaderboard) -> None:
