@@ -41,8 +41,8 @@ SMOOTH_MM, GYRAL_MM = 0.6, 0.5
 """SD of the velocity of the smooth warp, and of the gyral one in a folded brain, mm of the template (ours).
 
 With warps near an adult's (2.6 and 1.8) every region varies by a chance of its own, and few scans teach too little:
-with 2.0 and 1.8, 60 of 120 scans leave 0.62 weeks in place of 0.54, and 6 leave 1.06 in place of 0.90; of the released
-scans, 60 leave 0.56 and 6 leave 0.70.
+with 2.0 and 1.8, and a tempo of 0.3, 60 of 120 scans left 0.62 weeks where they leave 0.54 now, and 6 left 1.06 where
+they leave 0.90; of the released scans, 60 leave 0.56 and 6 leave 0.70.
 """
 
 

@@ -96,7 +96,10 @@ class Growth:
 
 
 def grow(pma: float, sex: str, rng: np.random.Generator, spread: Mapping[str, float] = SPREAD) -> Growth:
-    """A person's growth: the mean at this age, with what people differ by. Raises ValueError outside 28-46 weeks."""
+    """A person's growth: the mean at this age, with what people differ by; spread: SD of the shares, as `SPREAD`.
+
+    Raises ValueError outside 28-46 weeks.
+    """
     if not YOUNGEST <= pma <= OLDEST:
         raise ValueError(f"{pma:g} weeks: newborn growth is described from {YOUNGEST:g} to {OLDEST:g} weeks")
     # Cut at 2.4 SD: no monsters in a small cohort.

@@ -22,7 +22,6 @@ from harness.results import (
     ablation,
     age_figures,
     age_tables,
-    ages,
     aggregate,
     anomaly_figures,
     anomaly_tables,
@@ -41,7 +40,6 @@ from harness.results.combined import Combined
 from harness.results.exhibits import Panel
 from harness.results.leaderboard import Leaderboard
 from harness.results.published import Beside, Published
-from harness.results.remarks import REMARKS, read_lines
 from harness.results.shown import Shown
 from harness.results.significance import p_text
 
@@ -59,7 +57,7 @@ def write_report(folder: Path, path: Path, against: Sequence[Published] = ()) ->
     against: published numbers to show beside. Raises UserError where the folder is damaged.
     """
     info, table = runinfo.read(folder), records.read(folder)
-    board = leaderboard.build_from(info, table, ages.read(folder), read_lines(folder / REMARKS))
+    board = leaderboard.build_beside(folder, info, table)
     shown = list(all_figures(folder, board, table))
     _write_figures(folder / "figures", shown)
     write_atomically(path, render(board, shown, len(table), published.beside(board, against) if against else ()))

@@ -178,7 +178,12 @@ class Leaderboard:
 
 def build(folder: Path) -> Leaderboard:
     """The leaderboard of a results folder. Raises UserError where its files are absent or damaged."""
-    return build_from(runinfo.read(folder), records.read(folder), ages.read(folder), read_lines(folder / REMARKS))
+    return build_beside(folder, runinfo.read(folder), records.read(folder))
+
+
+def build_beside(folder: Path, info: RunInfo, table: pl.DataFrame) -> Leaderboard:
+    """The same, where the run's description and records are already read. Raises UserError likewise."""
+    return build_from(info, table, ages.read(folder), read_lines(folder / REMARKS))
 
 
 def build_from(

@@ -21,7 +21,6 @@ from harness.results import ages, exhibits, leaderboard, mlflow_wanted, records,
 from harness.results.connection import sqlite_path
 from harness.results.leaderboard import Leaderboard
 from harness.results.mlflow_wanted import Wanted
-from harness.results.remarks import REMARKS, read_lines
 from harness.results.runinfo import RunInfo
 
 DIGEST = "harness.digest"
@@ -60,7 +59,7 @@ class Sync:
         for run in _runs(client, experiment_id, info.run_id):
             existing.setdefault(_identity(run.data.tags), []).append(run)
         table = records.of_processing(table, info.processing)
-        board = leaderboard.build_from(info, table, ages.read(folder), read_lines(folder / REMARKS))
+        board = leaderboard.build_beside(folder, info, table)
         return cls(folder, client, board, table, experiment_id, existing)
 
     def run(self) -> Outcome:

@@ -97,7 +97,7 @@ def precision_recall(benchmark: Benchmark, store: Store, failures: Failures) -> 
 def remarks(benchmark: Benchmark, store: Store, failures: Failures) -> list[str]:
     """What bounds the scores: lesions that erosion takes from the maps, and maps that say nothing."""
     eroded: dict[str, dict[str, float]] = {}
-    blank: dict[str, dict[str, list[tuple[int, int]]]] = {}
+    blank: dict[str, dict[str, list[int]]] = {}
     for cell in benchmark.plan.cells:
         stage = cell.finals["scores"]
         if stage.key in failures:
@@ -107,25 +107,27 @@ def remarks(benchmark: Benchmark, store: Store, failures: Failures) -> list[str]
             if share:
                 name = f"{processing} of {cell.method}" if processing == "published" else processing
                 eroded.setdefault(name, {})[cell.target] = share
-        blank.setdefault(cell.method, {}).setdefault(cell.target, []).append((lost["blank"], lost["slices"]))
+        counts = blank.setdefault(cell.method, {}).setdefault(cell.target, [0, 0])
+        counts[:] = counts[0] + lost["blank"], counts[1] + lost["slices"]
     lines = []
     for name, shares in eroded.items():
-        of = ", ".join(f"{target} {percent(share)}" for target, share in shares.items())
+        of = ", ".join(f"{target} {_percent(share)}" for target, share in shares.items())
         lines.append(f"lesion pixels that no map can find, eroded by the processing {name}: {of}")
     for method, targets in blank.items():
-        counts = {target: tuple(map(sum, zip(*pairs, strict=True))) for target, pairs in targets.items()}
-        if said := [
-            f"{'all' if n == of else f'{percent(n / of)} of the'} slices of {target}"
-            for target, (n, of) in counts.items()
-            if n
-        ]:
+        if said := [f"{_part(n, all_of)} slices of {target}" for target, (n, all_of) in targets.items() if n]:
             lines.append(f"{method} says the same of every pixel in {', '.join(said)}")
     return lines
 
 
-def percent(share: float) -> str:
-    """A share as lines have it; what is more than nothing is not called 0."""
-    return f"{100 * share:.0f} %" if share >= 0.01 else "below 1 %"
+def _part(n: int, all_of: int) -> str:
+    return "all" if n == all_of else f"{_percent(n / all_of)} of the"
+
+
+def _percent(share: float) -> str:
+    """A share as lines have it: what is more than nothing is not called 0, what is not all not 100."""
+    if 0 < share < 0.01:
+        return "below 1 %"
+    return "above 99 %" if 0.99 < share < 1 else f"{100 * share:.0f} %"
 
 
 def shown_slices(benchmark: Benchmark, store: Store, failures: Failures) -> Iterator[Detection]:

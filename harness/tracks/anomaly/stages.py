@@ -98,7 +98,7 @@ def score(run: StageRun) -> None:
     rows += [{**row, "processing": ""} for row in costs(_detection(run.inputs["maps"])["cost"], metrics)]
     run.save_json("records.json", rows)
     run.save_json("curves_pr.json", curves)
-    run.save_json("lost.json", {"eroded": shares, "blank": blank(run.inputs["maps"], images), "slices": len(images)})
+    run.save_json("lost.json", {"eroded": shares, "blank": _blank(run.inputs["maps"], images), "slices": len(images)})
     run.save_json("best.json", best)
 
 
@@ -143,13 +143,6 @@ def slices_of(images: ImageSet, index: list[int]) -> ImageSet:
     return ImageSet(np.asarray(images.pixels[index]), np.asarray(images.mask[index]), tuple(scans))
 
 
-def blank(folder: Path, images: ImageSet) -> int:
-    """Slices whose map, as it comes, says the same of every pixel of the mask."""
-    maps = np.load(folder / "maps.npy", mmap_mode="r", allow_pickle=False)
-    within = (one[mask] for one, mask in zip(maps, np.asarray(images.mask), strict=True))
-    return sum(not values.size or bool((values == values[0]).all()) for values in within)
-
-
 # ------------------------------------------------------------------------------------------- handing over
 
 
@@ -171,6 +164,13 @@ def _processed(run: StageRun, name: str, images: ImageSet, processing: str) -> n
     maps = np.load(run.inputs[name] / "maps.npy", mmap_mode="r", allow_pickle=False)
     settings = Processing.model_validate(run.params["processing"][processing])
     return process(maps, np.asarray(images.mask), settings)
+
+
+def _blank(folder: Path, images: ImageSet) -> int:
+    """Slices whose map, as it comes, says the same of every pixel of the mask."""
+    maps = np.load(folder / "maps.npy", mmap_mode="r", allow_pickle=False)
+    within = (one[mask] for one, mask in zip(maps, np.asarray(images.mask), strict=True))
+    return sum(not values.size or bool((values == values[0]).all()) for values in within)
 
 
 def _image_scores(folder: Path, maps: np.ndarray) -> np.ndarray:
