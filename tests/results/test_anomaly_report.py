@@ -1,14 +1,9 @@
-"""The report and the leaderboard of the anomaly track: every number shown is that of the records.
-
-Two settings in the order T2, FLAIR, two seeds, two processings. A value is base + setting + seed + processing, so means
-are worked out by hand; `broken` failed in one seed of FLAIR, `lost` everywhere.
-"""
+"""The report and the leaderboard of the anomaly track: every number shown is that of `anomaly_results`."""
 
 from __future__ import annotations
 
 import io
 import json
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,166 +12,30 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from anomaly_results import (
+    BASES,
+    HIGH,
+    LIFT,
+    LOW,
+    ODD,
+    REMARK,
+    SEEDS,
+    SETTINGS,
+    SHIFTS,
+    STEP,
+    info_of,
+    table_of,
+    value_of,
+    write_folder,
+)
 from report_page import Page
 from rich.console import Console
 
-from harness.results import (
-    anomaly_figures,
-    anomaly_pictures,
-    detections,
-    exhibits,
-    html,
-    leaderboard,
-    records,
-    terminal,
-)
-from harness.results.detections import Detection, Pictures
+from harness.results import detections, html, leaderboard, records, terminal
 from harness.results.leaderboard import Leaderboard, Row
 from harness.results.published import Published
-from harness.results.records import Record, no_value
-from harness.results.remarks import REMARKS, write_lines
-from harness.results.runinfo import DatasetInfo, MethodInfo, RunInfo, SweepDomain, SweepInfo, SweepObjective, SweepTrial
-
-ODD = "<script>alert(1)</script>"
-BASES = {"floor": 0.10, "good": 0.60, ODD: 0.40, "broken": 0.90}
-SETTINGS = {"T2": 0.02, "FLAIR": -0.02}
-SEEDS = (0, 1)
-STEP = 0.01
-"""What the second seed has more."""
-LIFT = 0.05
-"""What the common processing adds."""
-SHIFTS = {
-    "max_dice_global": 0.0,
-    "max_dice_shared": -0.05,
-    "max_dice_oracle": 0.08,
-    "max_dice_bin_weighted": 0.01,
-    "auroc": 0.03,
-    "dice_gap": -0.07,
-}
-REMARK = f"{ODD} says the same of every pixel in all slices of T2"
-BINS = {"small": (10, -0.09), "medium": (5, 0.05), "large": (0, None)}
-SUBJECTS = {"a": -0.03, "b": 0.01, "c": 0.02}
-COSTS = {"parameters": 2_500_000.0, "evaluations": 250.0, "seconds_per_slice": 0.0123, "peak_memory": 2.0**30}
-METRICS = (
-    "auroc",
-    *(m for m in SHIFTS if m != "auroc"),
-    "max_dice_binned",
-    "max_dice_binned_mm2",
-    "dice_operating",
-    *COSTS,
-)
-LOW, HIGH = 0.05, 0.2
-"""How far the bounds of pooled metrics lie from the value."""
-ERROR = "RuntimeError: the <b>loss</b> is nan"
-
-
-def head(method: str, setting: str, seed: int) -> dict[str, Any]:
-    """The part of a record that names its cell."""
-    cell = {"method": method, "seed": seed, "source": "healthy", "target": setting}
-    return {"benchmark": "tumours", "track": "anomaly", **cell}
-
-
-def value_of(method: str, setting: str, seed: int, processing: str = "raw") -> float:
-    """The global max Dice of a cell."""
-    return BASES[method] + SETTINGS[setting] + STEP * seed + (LIFT if processing == "common" else 0.0)
-
-
-def cell_of(method: str, setting: str, seed: int, processing: tuple[str, ...]) -> list[Record]:
-    """All records of one cell."""
-    key = head(method, setting, seed)
-    if method == "lost" or (method == "broken" and setting == "FLAIR" and seed == 1):
-        rows = []
-        for name in processing:
-            scored = [metric for metric in METRICS if metric not in COSTS]
-            failed = no_value("failed", ERROR, scored, **key)
-            rows += [replace(record, processing=name) for record in failed]
-        return [*rows, *no_value("failed", ERROR, COSTS, **key)]
-    rows = []
-    for name in processing:
-        value = value_of(method, setting, seed, name)
-        own = {**key, "unit": "", "processing": name}
-        for metric, shift in SHIFTS.items():
-            ends = {"low": value - LOW, "high": value + HIGH} if metric in ("max_dice_global", "auroc") else {}
-            rows.append(Record(**own, subject="", label="", metric=metric, value=value + shift, **ends))
-        for metric in ("max_dice_binned", "max_dice_binned_mm2"):
-            for label, (n, shift) in BINS.items():
-                bin_of = {"subject": "", "label": label, "metric": metric, "note": f"{n} images"}
-                found = None if shift is None else value + shift
-                rows.append(Record(**own, **bin_of, value=found, status="empty" if found is None else "ok"))
-        for subject, shift in SUBJECTS.items():
-            rows.append(Record(**own, subject=subject, label="", metric="dice_operating", value=value - 0.2 + shift))
-    units = {"seconds_per_slice": "s", "peak_memory": "byte"}
-    scale = 1 + list(BASES).index(method)
-    return rows + [
-        Record(**key, subject="", label="", metric=metric, value=value * scale, unit=units.get(metric, ""))
-        for metric, value in COSTS.items()
-    ]
-
-
-def info_of(**changes: Any) -> RunInfo:
-    """`run.json` of the run."""
-    departs = {"good": ("LPIPS <i>without</i> weights", "smaller network")}
-    names = [*BASES, "lost"]
-    methods = [
-        MethodInfo(name=n, id="odd" if n == ODD else n, family="anomaly_detector", deviations=departs.get(n, ()))
-        for n in names
-    ]
-    known: dict[str, Any] = {
-        "run_id": "run1",
-        "benchmark": "tumours",
-        "track": "anomaly",
-        "dataset": DatasetInfo(id="phantom", name="Toy", simulated=False),
-        "sites": ("healthy", *SETTINGS),
-        "baseline": "floor",
-        "metrics": METRICS,
-        "headline": "max_dice_global",
-        "seeds": SEEDS,
-        "methods": tuple(methods),
-        "processing": ("raw", "common"),
-        "started": "2025-01-31T12:00:00+00:00",
-        "version": "0.1.0",
-    }
-    return RunInfo(**{**known, **changes})
-
-
-def table_of(info: RunInfo, names: tuple[str, ...] = (*BASES, "lost")) -> list[Record]:
-    """Every cell of the run."""
-    settings = [place for place in info.sites if place in SETTINGS]
-    processing = info.processing
-    return [r for name in names for s in settings for seed in info.seeds for r in cell_of(name, s, seed, processing)]
-
-
-def write_exhibits(folder: Path) -> None:
-    """Curves, maps and pictures of two methods."""
-    point = {"seed": 0, "processing": "raw"}
-    detections.write_precision_recall(
-        folder,
-        [
-            {**point, "method": method, "target": setting, "recall": recall, "precision": precision}
-            for method in ("good", ODD)
-            for setting in SETTINGS
-            for recall, precision in ((0.5, 0.9), (0.8, 0.6), (1.0, 0.2), (1.0, 0.05))
-        ],
-    )
-    image = np.zeros((16, 12), np.uint8)
-    image[3:13, 2:10] = 120
-    lesion = np.zeros(image.shape, bool)
-    lesion[6:9, 4:7] = True
-    scored = np.where(lesion, 0.8, np.where(image > 0, 0.1, 0)).astype(np.float16)
-    own = {"good": (0.7, image), ODD: (math.nan, None)}
-    slices = [
-        Detection(method, setting, "<b>s1</b>", number, 0.5, best, image, lesion, scored, rebuilt)
-        for setting in SETTINGS
-        for method, (best, rebuilt) in own.items()
-        for number in (3, 4)
-    ]
-    detections.write_detections(folder, slices)
-    steps = tuple(f"t=$_{number}" for number in range(14))
-    detections.write_pictures(folder, [Pictures("good", s, "s1", 3, steps, np.stack([image] * 14)) for s in SETTINGS])
-    curve = {"method": "denoiser", "source": "healthy", "target": "", "seed": 0, "stage": "fit", "name": "loss"}
-    exhibits.write_curves(folder, [{**curve, "step": step, "value": 1.0 / (step + 1)} for step in range(3)])
-    write_lines(folder / REMARKS, [REMARK])
-
+from harness.results.records import Record
+from harness.results.runinfo import SweepDomain, SweepInfo, SweepObjective, SweepTrial
 
 Make = Callable[..., Path]
 
@@ -186,13 +45,7 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
     """make(rows=…, with_exhibits=…, **changes of run.json) → a results folder."""
 
     def write(rows: list[Record] | None = None, *, with_exhibits: bool = False, **changes: Any) -> Path:
-        folder = tmp_path_factory.mktemp("home") / "tumours"
-        info = info_of(**changes)
-        records.write(folder, records.to_frame(table_of(info) if rows is None else rows))
-        info.write(folder)
-        if with_exhibits:
-            write_exhibits(folder)
-        return folder
+        return write_folder(tmp_path_factory.mktemp("home"), rows, with_exhibits=with_exhibits, **changes)
 
     return write
 
@@ -525,80 +378,3 @@ def test_published_numbers_and_sweeps_stand_beside(make: Make) -> None:
     assert "Ours are means over settings." in page.text("published")
     assert page.table("ablation")[1] == ["good", "8", "finished", per_cent(BASES["good"])]
     assert "ablation.svg" in {path.name for path in (swept / "figures").iterdir()}
-
-
-# ------------------------------------------------------------------------------------------- figures
-
-
-def test_figures_of_the_track_lie_beside_the_report(folder: Path, page: Page) -> None:
-    names = {path.name for path in (folder / "figures").iterdir()}
-    assert names == {
-        "critical-difference.svg",
-        "score-cost.svg",
-        "precision-recall.svg",
-        "maps-T2-1.png",
-        "maps-FLAIR-1.png",
-        "steps-good.png",
-        "curves.svg",
-    }
-    assert page.tags.count("img") == len(names)
-
-
-def test_curves_have_a_plot_for_each_setting_and_the_prevalence(folder: Path) -> None:
-    curves = detections.read_precision_recall(folder)
-    assert anomaly_figures.prevalence(curves) == 0.05
-    assert anomaly_figures.prevalence(curves.filter(pl.col("recall") < 1)) is None
-    figure = anomaly_figures.precision_recall(curves, list(SETTINGS), ["good", ODD])
-    shown = [axis.get_title(loc="left") for axis in figure.axes if axis.get_visible()]
-    assert shown == ["T2", "FLAIR"]
-    dotted = [line for line in figure.axes[0].lines if line.get_linestyle() == ":"]
-    assert [line.get_ydata()[0] for line in dotted] == [0.05]
-    best = [line.get_xydata()[0].tolist() for line in figure.axes[0].lines if line.get_marker() == "o"]
-    assert best == [[0.8, 0.6]] * 2, "of Dice 0.64, 0.69, 0.33 and 0.10"
-
-
-def test_sixteen_methods_look_different() -> None:
-    names = [str(number) for number in range(16)]
-    assert len({(look["color"], str(look["ls"])) for look in anomaly_figures.looks(names).values()}) == 16
-
-
-def detection(values: np.ndarray, threshold: float, best: float) -> Detection:
-    image = np.ones(values.shape, np.uint8)
-    return Detection("m", "s", "a", 0, threshold, best, image, values > 0, values.astype(np.float16))
-
-
-def test_thresholds_meet_maps_of_half_precision() -> None:
-    flat = detection(np.full((4, 4), 0.3), float(np.nextafter(np.float32(0.3).astype(np.float64), 1)), 0.3)
-    fixed, best = anomaly_pictures.called(flat)
-    assert not fixed.any(), "the threshold lies just above every score, though both round to one number"
-    assert best.all(), "the best threshold is a score that is called"
-    values = np.array([[0.0, 0.2, 0.4, 0.9]])
-    fixed, best = anomaly_pictures.called(detection(values, 0.3, 0.9))
-    assert fixed.tolist() == [[False, False, True, True]]
-    assert best.tolist() == [[False, False, False, True]]
-    assert not anomaly_pictures.called(detection(values, math.inf, math.nan))[1].any()
-
-
-def test_colours_end_at_twice_the_best_threshold_or_at_what_is_there() -> None:
-    values = np.linspace(0, 1, 1001).reshape(1, -1)
-    assert anomaly_pictures.colour_top([detection(values, 0.5, 0.2)]) == pytest.approx(0.4)
-    assert anomaly_pictures.colour_top([detection(values, 0.5, 0.8)]) == 1, "nothing is higher"
-    assert anomaly_pictures.colour_top([detection(values, 0.5, math.nan)]) == pytest.approx(0.995, abs=2e-3)
-    assert anomaly_pictures.colour_top([detection(np.zeros((2, 2)), 0.5, 0.0)]) == 1
-
-
-def test_rows_of_pictures_are_parted_evenly() -> None:
-    assert anomaly_pictures.evenly("abcdefghijk", 10) == [list("abcde"), list("fghijk")]
-    assert anomaly_pictures.evenly("abc", 10) == [list("abc")]
-    assert anomaly_pictures.evenly("", 10) == []
-
-
-def test_a_slice_without_brain_or_map_is_drawn(make: Make) -> None:
-    dark = np.zeros((8, 8), np.uint8)
-    none = np.zeros((8, 8), np.float16)
-    shown = [Detection("good", "T2", "a", 0, math.inf, math.nan, dark, dark > 0, none)]
-    shown.append(Detection(ODD, "T2", "b", 1, 0.0, 0.0, dark, dark > 0, np.full((8, 8), np.inf, np.float16), dark))
-    figure = anomaly_pictures.panels(shown, ["good", ODD])
-    texts = [text.get_text() for text in figure.axes[0].texts]
-    assert texts.count("no map") == 2
-    assert texts[:3] == ["input", "good", "0 to 1"]
