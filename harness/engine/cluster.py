@@ -16,6 +16,8 @@ from harness.problems import Problem, UserError
 
 CONNECT_S = 10.0
 """How long a cluster's address may take to accept a connection."""
+CLIENT_TRIES = 3
+"""How often a cluster is asked for the process that serves a ray:// client; Ray takes half a minute to say no."""
 BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
 """Where `ray up` leaves the launcher's file on the head node."""
 
@@ -56,7 +58,7 @@ def cluster(workers: int | None = None, address: str | None = None, packages: It
     try:
         if address is not None:
             _listening(address)
-        ray.init(**options)
+        _connect(options)
     except Exception as error:  # Ray raises what it likes: no cluster, no client, another version, no token
         if address is None:
             raise
@@ -67,8 +69,28 @@ def cluster(workers: int | None = None, address: str | None = None, packages: It
         ray.shutdown()
 
 
+def _connect(options: Mapping[str, Any]) -> None:
+    """`ray.init`, which for ray:// has the head node start a process for this client. That process may die at once.
+
+    Ray's proxy there forks while its threads are at work, which a busy machine turns into a crash now and then; the
+    next try is a new process. What the nodes cannot provide fails the same way again and is told at once.
+    """
+    import ray
+
+    for tries_left in reversed(range(CLIENT_TRIES)):
+        try:
+            ray.init(**options)
+            return
+        except ConnectionAbortedError as error:
+            if not tries_left or "runtime_env" in str(error):
+                raise
+
+
 def _refusal(address: str, error: Exception) -> str:
     text = one_line(error)
+    lines = str(error).strip().splitlines()
+    if text.endswith(":") and len(lines) > 1:  # Ray's client quotes the server's traceback: its last line is the cause
+        text += f" {lines[-1].strip()}"
     if address.startswith("ray://") and isinstance(error, ImportError):
         return f"ray:// needs Ray's client ({text}); pip install 'mri-harness[cluster]'"
     return f"no Ray cluster can be reached ({text}); start one with `ray start --head`, or leave it out"

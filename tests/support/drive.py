@@ -22,7 +22,25 @@ def drive(
     classes: Mapping[str, Any] | None = None,
     **environment: str,
 ) -> dict[str, Any]:
-    """Run the script in a process of its own; its answer."""
+    """Run stages in a process of its own: what came of them. Fails, with the reason, where none was let run."""
+    answer = _answer(address, store, stages, classes, environment)
+    assert "refused" not in answer, answer["refused"]
+    return answer
+
+
+def refusal(address: str, store: str, stages: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Why none of the stages was let run; [] if they were."""
+    refused: list[str] = _answer(address, store, stages, None, {}).get("refused", [])
+    return refused
+
+
+def _answer(
+    address: str,
+    store: str,
+    stages: Sequence[Mapping[str, Any]],
+    classes: Mapping[str, Any] | None,
+    environment: Mapping[str, str],
+) -> dict[str, Any]:
     command = [sys.executable, __file__, address, store, json.dumps(list(stages)), json.dumps(classes or {})]
     done = subprocess.run(
         command, env={**os.environ, **AUTH, **environment}, capture_output=True, text=True, timeout=300

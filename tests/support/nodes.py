@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -88,6 +89,19 @@ def _titled(process: psutil.Process, title: str) -> bool:
         return False
 
 
+def _await_port(host: str, port: int, seconds: float = 60) -> None:
+    """Ray calls a node up before its proxy for clients listens."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=1).close()
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+
+
 def bare_python(folder: Path) -> str:
     """An interpreter with this environment's packages but without this project: what a cluster's node has."""
     venv.create(folder, with_pip=False)
@@ -110,6 +124,8 @@ def _serve() -> None:
             cluster.wait_for_nodes()
             port = head.get("ray_client_server_port")
             host = cluster.address.partition(":")[0]
+            if port:
+                _await_port(host, port)
             answer = {"address": cluster.address, "client": f"ray://{host}:{port}" if port else ""}
         elif command["do"] == "kill":
             cluster.remove_node(nodes[command["index"]], allow_graceful=False)
