@@ -297,6 +297,10 @@ class AgeEstimator(Method, ABC):
         """
         return None
 
+    def learns_from_validation(self) -> bool:
+        """Whether the ages that are predicted are fitted to validation scans too: errors on those then say nothing."""
+        return False
+
     def deviations(self) -> tuple[str, ...]:
         """Where these settings depart from the publication, a phrase each; shown with the row."""
         return ()

@@ -26,11 +26,11 @@ SPREAD = 0.5
 
 @styled
 def ablation(sweep: SweepInfo, board: Leaderboard) -> Figure:
-    """The objective against each field of a sweep, a point for each trial with its 95 % interval.
+    """The objective against each field of a sweep, a point for each trial, with its 95 % interval over test subjects.
 
     Listed values stand side by side, each with the mean of its whole trials as a bar; numbers of a range stand at
     themselves. Open points are trials that were not run to the end, diamonds are oracles, which enter no mean; the
-    base's own value is marked.
+    base's own value is marked. What was compared on validation scans has no interval.
     """
     info = board.metric(sweep.objective.metric)
     fields, points = list(sweep.space), _points(sweep, board)
@@ -47,8 +47,20 @@ def ablation(sweep: SweepInfo, board: Leaderboard) -> Figure:
     for axis in axes.ravel()[len(fields) :]:
         axis.set_visible(False)
     for axis in axes[:, 0]:
-        axis.set_ylabel(f"{info.heading}  ({info.arrow} better)")
+        scans = ", validation scans" if sweep.objective.split == "validation" else ""
+        axis.set_ylabel(f"{info.heading}{scans}  ({info.arrow} better)")
     return figure
+
+
+def caption(sweep: SweepInfo) -> str:
+    """What stands below the figure."""
+    tested = sweep.objective.split == "test"
+    interval = " with its 95 % interval over subjects" if tested else ""
+    return (
+        f"The objective against each field: a point for each trial{interval}, a bar for the mean of the trials that "
+        "share a value. Open points were not run to the end; diamonds are oracles."
+        + ("" if tested else " Trials are compared on validation scans; tables are of test scans.")
+    )
 
 
 @dataclass(frozen=True)
@@ -69,7 +81,7 @@ def _points(sweep: SweepInfo, board: Leaderboard) -> list[_Point]:
     found = []
     for trial in sweep.trials:
         row = rows.get(trial.name)
-        score = row.scores.get(info.id) if row is not None else None
+        score = row.scores.get(info.id) if row is not None and sweep.objective.split == "test" else None
         mean = score.mean if score is not None and score.mean is not None else trial.objective
         if mean is None:
             continue

@@ -71,7 +71,7 @@ def ordered_sources(sources: Sequence[str], listed: Sequence[str]) -> tuple[str,
 def _of_source(table: pl.DataFrame, source: str, targets: Sequence[str]) -> Iterator[AgeEntry]:
     """An entry for each method and metric of one source, and for each site where there are several."""
     values: dict[tuple[str, str], dict[tuple[str, int], float]] = {}
-    for row in _cell_means(table).iter_rows(named=True):
+    for row in cell_means(table).iter_rows(named=True):
         values.setdefault((row["method"], row["metric"]), {})[row["target"], row["seed"]] = row["value"]
     states: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in aggregate.cell_states(table).filter(pl.col("state") != "not_applicable").iter_rows(named=True):
@@ -98,7 +98,7 @@ def _of_source(table: pl.DataFrame, source: str, targets: Sequence[str]) -> Iter
                 )  # fmt: skip
 
 
-def _cell_means(table: pl.DataFrame) -> pl.DataFrame:
+def cell_means(table: pl.DataFrame) -> pl.DataFrame:
     """One value per cell. Errors are means over scans, as printed ones are: a person with two scans counts twice."""
     per_scan = pl.col("metric").is_in(["mae", "mse"])
     errors = table.filter(per_scan & pl.col("status").is_in(VALUED))

@@ -56,7 +56,12 @@ def method_means(records: pl.DataFrame) -> pl.DataFrame:
     sd is the population SD (divisor n). `seed_sd` is the population SD over seeds of the mean over the cells
     that every seed has; null with fewer than two seeds.
     """
-    cells = cell_means(records).filter(OFF_DIAGONAL)
+    return means_of(cell_means(records))
+
+
+def means_of(cells: pl.DataFrame) -> pl.DataFrame:
+    """The same, of values that are means of cells already."""
+    cells = cells.filter(OFF_DIAGONAL)
     value = pl.col("value")
     means = (
         cells.group_by(PAIR, maintain_order=True)

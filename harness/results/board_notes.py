@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from harness.metrics.catalogue import ranked
+from harness.metrics.catalogue import METRICS, ranked
 from harness.results.age_tables import AgeTables, named
 from harness.results.aggregate import Failure
 from harness.results.anomaly_sizes import MARK
@@ -26,6 +26,8 @@ def notes_of(
 ) -> tuple[str, ...]:
     """The footnotes of a leaderboard with these rows, a line each."""
     notes = _of_ages(info, ages) if ages else _of_means(info, by_setting)
+    if chosen := choice(info, ages):
+        notes.append(f"{chosen[0].lower()}{chosen[1:]}")
     notes += _of_deviations(info, rows)
     if not ages and info.dataset.model_dump().get("age_unit") == "years" and {"mae", "mse"} & set(info.metrics):
         notes.append("ages of this data set are in years: read years where MAE and MSE say weeks")
@@ -53,6 +55,19 @@ def notes_of(
     if any(s.low is not None for row in rows for s in row.scores.values()):
         notes.append(_of_intervals(by_setting, ages))
     return tuple(notes)
+
+
+def choice(info: RunInfo, ages: AgeTables | None) -> str:
+    """Which trial a sweep chose on validation scans, and what that one has on test scans; "" where nothing was."""
+    best = info.sweep.best() if info.sweep and info.sweep.objective.split == "validation" else None
+    if info.sweep is None or best is None:
+        return ""
+    metric = METRICS[info.sweep.objective.metric].in_unit(ages.unit if ages else "weeks")
+    there, here = metric.text(best.objective), f"{metric.text(best.test)} {metric.shown_unit}".strip()
+    return (
+        f"Chosen on validation scans, of {len(info.sweep.trials)} trials: {best.name} ({metric.name} {there} there, "
+        f"{here} on test scans); a trial that leads by test scans alone was not chosen"
+    )
 
 
 def _of_means(info: RunInfo, by_setting: BySetting | None) -> list[str]:

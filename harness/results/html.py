@@ -172,11 +172,7 @@ def _matrices(board: Leaderboard, table: pl.DataFrame, names: list[str]) -> Iter
 def _effects(board: Leaderboard, curves: pl.DataFrame, names: list[str]) -> Iterator[Shown]:
     info = board.info
     if info.sweep:
-        caption = (
-            "The objective against each field: a point for each trial with its 95 % interval over subjects, a bar for "
-            "the mean of the trials that share a value. Open points were not run to the end; diamonds are oracles."
-        )
-        yield Shown("ablation", "ablation", caption, ablation.ablation(info.sweep, board))
+        yield Shown("ablation", "ablation", ablation.caption(info.sweep), ablation.ablation(info.sweep, board))
     for method, rows in effects.families(board):
         if info.sweep and len(rows) > MOST_VARIANTS:  # the ablation shows them better
             continue

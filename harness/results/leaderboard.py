@@ -152,6 +152,11 @@ class Leaderboard:
         """What a metric is called here: errors of brain ages are in the unit of the ages."""
         return METRICS[metric].in_unit(self.ages.unit) if self.ages else METRICS[metric]
 
+    @property
+    def chosen(self) -> str:
+        """Which trial a sweep chose on validation scans, in a sentence; "" where none was."""
+        return board_notes.choice(self.info, self.ages)
+
     def best(self, metric: str) -> frozenset[str]:
         """Names of the rows with the best mean among the complete ones."""
         return _best({row.method: row.scores[metric] for row in self.rows if not row.oracle}, metric)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -65,19 +65,24 @@ class SweepDomain(_Frozen):
 
 
 class SweepObjective(_Frozen):
-    """What a sweep optimises: the leaderboard's mean of a metric."""
+    """What a sweep optimises: the leaderboard's mean of a metric, or that mean over validation scans."""
 
     metric: str
     mode: Literal["max", "min"]
+    split: Literal["test", "validation"] = "test"
 
 
 class SweepTrial(_Frozen):
-    """One trial: the name of its row, field → value, and the objective (of the cells it got to, if stopped)."""
+    """One trial: the name of its row, field → value, and the objective (of the cells it got to, if stopped).
+
+    test: the metric over test scans, where the objective is that over validation scans.
+    """
 
     name: str
     config: Mapping[str, Any]
     state: Literal["finished", "stopped", "failed", "pending"]
     objective: float | None = None
+    test: float | None = None
 
 
 class SweepInfo(_Frozen):
@@ -92,6 +97,12 @@ class SweepInfo(_Frozen):
     space: Mapping[str, SweepDomain]
     trials: tuple[SweepTrial, ...]
     defaults: Mapping[str, Any] = Field(default_factory=dict)
+
+    def best(self, among: Callable[[SweepTrial], bool] = lambda trial: True) -> SweepTrial | None:
+        """The best trial that finished; the first of equals."""
+        done = [t for t in self.trials if t.state == "finished" and t.objective is not None and among(t)]
+        choose = max if self.objective.mode == "max" else min
+        return choose(done, key=lambda trial: trial.objective or 0.0) if done else None
 
 
 class RunInfo(_Frozen):

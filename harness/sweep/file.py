@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,11 +21,15 @@ from harness.derived import read_derived
 from harness.engine.plan import Cell
 from harness.metrics.catalogue import METRICS
 from harness.problems import Problem, UserError, did_you_mean
-from harness.spec import resolve
+from harness.spec import TRACKS, resolve
 from harness.sweep.space import KINDS, Domain, Trial, expand, fields_of
 from harness.tracks.base import RESERVED, Benchmark, unknown
 from harness.untrusted import is_file
 from harness.yamlfile import Document, check, read
+
+Split = Literal["test", "validation"]
+VALIDATION: Split = "validation"
+"""Role of a cell's final stage that scores validation scans, in place of "scores"."""
 
 
 class Objective(Settings):
@@ -32,6 +37,11 @@ class Objective(Settings):
 
     metric: str = Field(description="a metric of the base benchmark: the leaderboard's mean of it is optimised")
     mode: Literal["max", "min"] | None = Field(None, description="default: the metric's own direction")
+    split: Split = Field(
+        "test",
+        description="scans by which trials are compared: test shows what a setting does, validation chooses one and "
+        "leaves its test score honest",
+    )
 
 
 class Asha(Settings):
@@ -142,6 +152,8 @@ def load(file: Path, overrides: Iterable[str], *, cache: Path, root: Path | None
         raise UserError(problems)
     _combine(document, spec, base, rows, trials, starting)
     benchmark = resolve(base, cache=cache, root=root)
+    if spec.objective.split == "validation":
+        benchmark = _validated(document, benchmark, [trial.name for trial in trials])
     mode = spec.objective.mode or ("min" if METRICS[spec.objective.metric].lower_is_better else "max")
     assert cls is not None
     defaults = _defaults(cls, starting, spec.space)
@@ -288,12 +300,28 @@ def _combine(
     base.data["report"] = {**report, "headline": spec.objective.metric}
 
 
+def _validated(document: Document, benchmark: Benchmark, trials: Iterable[str]) -> Benchmark:
+    """The benchmark whose trials are scored on validation scans too. Raises UserError where that means nothing."""
+    name, at = benchmark.spec.track, ("objective", "split")
+    track = import_module(f"{TRACKS[name]}.spec")
+    if not hasattr(track, "validated"):
+        raise UserError(document.problem(at, f"track {name} scores no validation scans; leave split out"))
+    try:
+        found: Benchmark = track.validated(benchmark, trials)
+    except ValueError as error:
+        raise UserError(document.problem(at, f"{error}; leave split out, or change the row")) from None
+    return found
+
+
 def _plan_problems(document: Document, sweep: Sweep) -> list[Problem]:
     """What only the plan can tell."""
     metric = sweep.spec.objective.metric
     own = [cell for cell in sweep.benchmark.plan.cells if cell.method == sweep.trials[0].name]
-    if not any(metric in stage.params.get("metrics", ()) for cell in own for stage in cell.finals.values()):
-        what = f"{metric} is not measured for {sweep.method} in this benchmark; take another metric"
+    chosen_by = sweep.spec.objective.split == VALIDATION
+    judging = [s for cell in own for role, s in cell.finals.items() if (role == VALIDATION) == chosen_by]
+    if not any(metric in stage.params.get("metrics", ()) for stage in judging):
+        scans = " on validation scans" if chosen_by else ""
+        what = f"{metric} is not measured for {sweep.method} in this benchmark{scans}; take another metric"
         return [document.problem(("objective", "metric"), what)]
     asha = sweep.spec.scheduler.asha if sweep.spec.scheduler else None
     count = len(sweep.rungs(sweep.trials[0].name))

@@ -53,13 +53,8 @@ class SweepResult:
     @property
     def best(self) -> str | None:
         """Name of the best trial that finished; the first of equals."""
-        done = [
-            trial
-            for trial in self.info.trials
-            if trial.state == "finished" and trial.objective is not None and trial.name not in self.oracles
-        ]
-        choose = max if self.info.objective.mode == "max" else min
-        return choose(done, key=lambda trial: trial.objective or 0.0).name if done else None
+        found = self.info.best(lambda trial: trial.name not in self.oracles)
+        return found.name if found else None
 
     @property
     def exit_code(self) -> int:
@@ -244,14 +239,15 @@ def _info(sweep: Sweep, store: Store, journal: Journal, outcome: Outcome, summar
             states[trial.name] = journal.ended[trial.name]
         else:
             states[trial.name] = "pending"
-    metric = sweep.spec.objective.metric
+    metric, split = sweep.spec.objective.metric, sweep.spec.objective.split
     judged = {name for name, state in states.items() if state in ("finished", "stopped")}
     cells = [] if not summary.complete else [c for c in sweep.benchmark.plan.cells if c.method in judged]
-    values = objectives(sweep.benchmark, store, summary.failures, cells, metric)
+    values = objectives(sweep.benchmark, store, summary.failures, cells, metric, split)
+    tested = {} if split == "test" else objectives(sweep.benchmark, store, summary.failures, cells, metric)
     return SweepInfo(
         method=sweep.method,
         base=sweep.spec.base,
-        objective=SweepObjective(metric=metric, mode=sweep.mode),
+        objective=SweepObjective(metric=metric, mode=sweep.mode, split=split),
         space={
             name: SweepDomain(type=domain.kind, values=tuple(domain.values), low=domain.ends[0], high=domain.ends[1])
             for name, domain in sweep.spec.space.items()
@@ -263,6 +259,7 @@ def _info(sweep: Sweep, store: Store, journal: Journal, outcome: Outcome, summar
                 config=trial.config,
                 state=states[trial.name],
                 objective=values.get(trial.name),
+                test=tested.get(trial.name),
             )
             for trial in sweep.trials
         ),

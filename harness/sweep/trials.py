@@ -27,7 +27,7 @@ from harness.engine.plan import Cell, Plan
 from harness.engine.store import Store, open_store
 from harness.quiet import quietly
 from harness.spec import TRACKS
-from harness.sweep.file import Asha, Sweep, rungs
+from harness.sweep.file import VALIDATION, Asha, Split, Sweep, rungs
 from harness.tracks.base import Benchmark
 
 if TYPE_CHECKING:
@@ -41,23 +41,37 @@ MOST_TRIALS = 8
 
 
 def objectives(
-    benchmark: Benchmark, store: Store, failures: Mapping[str, Failure], cells: Iterable[Cell], metric: str
+    benchmark: Benchmark,
+    store: Store,
+    failures: Mapping[str, Failure],
+    cells: Iterable[Cell],
+    metric: str,
+    split: Split = "test",
 ) -> dict[str, float]:
-    """Row → the leaderboard's mean of a metric over those of the cells that have it."""
-    from harness.results import aggregate, records
+    """Row → the mean of a metric over those of the cells that have it, as the leaderboard takes it.
+
+    split: whose scores; those of validation scans take the place of the test scans'.
+    """
+    from harness.results import age_entries, aggregate, records
 
     track = import_module(f"{TRACKS[benchmark.spec.track]}.collect")
     spec = benchmark.spec.model_copy(update={"metrics": [metric]})
+    if split == VALIDATION:
+        cells = [replace(c, finals={"scores": c.finals[VALIDATION]}) for c in cells if VALIDATION in c.finals]
     part = replace(benchmark, spec=spec, plan=Plan(benchmark.plan.benchmark, (), tuple(cells)))
     table = records.to_frame(records.Record(**row) for row in track.records(part, store, failures))
     table = records.of_processing(table, benchmark.extra.get("processing", ()))
-    return {row["method"]: row["mean"] for row in aggregate.method_means(table).iter_rows(named=True)}
+    of_ages = benchmark.spec.track == "brain_age"
+    means = aggregate.means_of(age_entries.cell_means(table) if of_ages else aggregate.cell_means(table))
+    return {row["method"]: row["mean"] for row in means.iter_rows(named=True)}
 
 
 # ------------------------------------------------------------------------------------------- one trial
 
 
-def _trial(config: Mapping[str, Any], benchmark: Benchmark, store_url: str, metric: str, names: list[str]) -> None:
+def _trial(
+    config: Mapping[str, Any], benchmark: Benchmark, store_url: str, metric: str, split: Split, names: list[str]
+) -> None:
     """What runs as a trial: its rungs in turn. After each it reports, and may be stopped."""
     from ray import tune
 
@@ -75,7 +89,7 @@ def _trial(config: Mapping[str, Any], benchmark: Benchmark, store_url: str, metr
             raise RuntimeError(summary.stopped)
         failures |= summary.failures
         done += rung
-        value = objectives(benchmark, store, failures, done, metric).get(name)
+        value = objectives(benchmark, store, failures, done, metric, split).get(name)
         tune.report({"rung": number, "objective": math.nan if value is None else value, **_report(summary)})
 
 
@@ -150,9 +164,11 @@ def run_trials(
         from ray import tune
         from ray.tune.search.basic_variant import BasicVariantGenerator
 
-        metric = sweep.spec.objective.metric
+        metric, split = sweep.spec.objective.metric, sweep.spec.objective.split
         asha = sweep.spec.scheduler.asha if sweep.spec.scheduler else None
-        work = tune.with_parameters(_trial, benchmark=sweep.benchmark, store_url=store.url, metric=metric, names=every)
+        work = tune.with_parameters(
+            _trial, benchmark=sweep.benchmark, store_url=store.url, metric=metric, split=split, names=every
+        )
         # A bundle must ask for something; a megabyte of memory is to be had where every CPU is taken.
         nothing = tune.PlacementGroupFactory([{"CPU": 0, "memory": 2**20}])
         shutil.rmtree(folder / "tune", ignore_errors=True)

@@ -16,7 +16,7 @@ from harness.home import Home
 from harness.metrics.catalogue import METRICS
 from harness.planning import estimate
 from harness.progress import duration
-from harness.sweep.file import Sweep
+from harness.sweep.file import VALIDATION, Sweep
 from harness.sweep.run import SweepResult
 
 if TYPE_CHECKING:
@@ -92,7 +92,10 @@ def show(result: SweepResult, console: Console) -> None:
     fields = list(result.info.space)
     for field in fields:
         table.add_column(field.rpartition(".")[2])
-    table.add_column(f"{metric.heading} {metric.arrow}", justify="right")
+    chosen_by = result.info.objective.split == VALIDATION
+    table.add_column(f"{metric.heading} {metric.arrow}{' validation' if chosen_by else ''}", justify="right")
+    if chosen_by:
+        table.add_column("test", justify="right")
     table.add_column("")
     sign = -1 if result.info.objective.mode == "max" else 1
     order = {"finished": 0, "stopped": 1, "failed": 2, "pending": 3}
@@ -101,12 +104,13 @@ def show(result: SweepResult, console: Console) -> None:
         return order[trial.state], 0.0 if trial.objective is None else sign * trial.objective
 
     for trial in sorted(result.info.trials, key=place):
-        value = "–" if trial.objective is None else metric.text(trial.objective)
+        numbers = [trial.objective, trial.test] if chosen_by else [trial.objective]
+        shown = ["–" if number is None else metric.text(number) for number in numbers]
         notes = {"finished": "oracle" if trial.name in result.oracles else "", "stopped": "stopped early"}
         note = "best" if trial.name == result.best else notes.get(trial.state, trial.state)
         values = [json.dumps(v) if not isinstance(v, str) else v for v in (trial.config[f] for f in fields)]
         style = "bold green" if note == "best" else "red" if trial.state == "failed" else ""
-        table.add_row(*values, value, note, style=style)
+        table.add_row(*values, *shown, note, style=style)
     console.print(Text.assemble((result.name, "bold"), f"  {result.info.method} on {result.info.base}"))
     console.print(table)
     counts = f"{result.executed} stages executed, {result.cached} cached in {duration(result.seconds)}"

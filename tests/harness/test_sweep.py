@@ -21,6 +21,8 @@ from harness.sweep.trials import Journal, _halving
 from harness.sweep.view import overview
 
 ABLATIONS = sorted((tiny.REPO / "benchmarks" / "ablations").glob("*.yaml"))
+TUNING = sorted((tiny.REPO / "benchmarks" / "tuning").glob("*.yaml"))
+PAPER_TUNING = sorted((tiny.REPO / "benchmarks" / "paper" / "tuning").glob("*.yaml"))
 PAPER_ABLATIONS = sorted((tiny.REPO / "benchmarks" / "paper" / "ablations").glob("*.yaml"))
 METHODS = {"none": None, "tent": {"batch_size": 4}, "slow": {"id": "tent", "learning_rate": 1e-5}}
 
@@ -87,6 +89,7 @@ def test_every_mistake_at_once_with_its_place(tmp_path: Path) -> None:
         ({"space": {"steps": {"uniform": [1.2, 1.8]}}}, "there is none from 1.2 to 1.8"),
         ({"space": {"learning_rate": {"loguniform": [0, 1]}}}, "above 0"),
         ({"objective": {"metric": "wasserstein"}}, "wasserstein is not measured for tent"),
+        ({"objective": {"metric": "dsc", "split": "validation"}}, "track cross_site scores no validation scans"),
         ({"scheduler": {"asha": {"grace": 2}}}, "a trial has 2 rungs"),
         ({"set": ["task.filters.7=3"]}, "use an index below that"),
         ({"set": ["diagonal=some"]}, "diagonal is 'some'"),
@@ -197,6 +200,18 @@ def test_the_published_ablations_can_be_planned_without_their_data(file: Path, t
     assert view.missing, "says which data there would have to be"
     with pytest.raises(UserError, match="no data folder is named"):
         prepare([file], [], home, None)
+
+
+@pytest.mark.parametrize("file", [*TUNING, *PAPER_TUNING], ids=lambda path: f"{path.parents[1].name}-{path.stem}")
+def test_searches_choose_on_validation_scans_beside_the_defaults(file: Path, tmp_path: Path) -> None:
+    home = Home.of(tmp_path / "runs", tracking="none")
+    (sweep,) = prepare([file], [], home, None, to_run=False)
+    assert sweep.spec.objective.split == "validation"
+    assert sweep.spec.sweep == f"{'paper_' if file in PAPER_TUNING else ''}tuning_{file.stem}"
+    rows = {row.name: row.method for row in sweep.benchmark.rows}
+    defaults = rows[sweep.spec.method].model_dump()["regressor"]
+    assert all(rows[trial.name].model_dump()["regressor"] != defaults for trial in sweep.trials)
+    assert file.stem == f"brain_age_{sweep.spec.method}"
 
 
 def test_defaults_are_what_the_base_has(tmp_path: Path) -> None:

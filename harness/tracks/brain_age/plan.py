@@ -8,7 +8,7 @@ volumes, regions (site, split, chunk)      scans kept whole, and their label map
 scans(site, split)                         who was scanned, for methods that read nothing of them
 ages(site, split)                          reach `fit`, `importance` and `score` alone
   fit               what is read of train and validation, and their ages
-  predict           state + what is read of test                                     no age
+  predict           state + what is read of test (of validation, where a sweep chooses by it)    no age
   importance        features and ages of all splits                                  outside the method's own fit
   score             predictions + ages                                               records
 
@@ -49,6 +49,8 @@ class Protocol:
     metrics: tuple[str, ...]
     repeats: int
     unit: str
+    validated: frozenset[str] = frozenset()
+    """Rows whose cells also end in "validation": the errors on the scans that a search may choose by."""
 
     @property
     def largest(self) -> int | None:
@@ -113,6 +115,8 @@ class _Wiring:
 
     def cell(self, row: Row, size: int | None, test: str, seed: int, *, shown: bool) -> Cell:
         finals = {"scores": self._score(row, size, test, seed)}
+        if row.name in self.protocol.validated:
+            finals["validation"] = self._validated(row, size, seed)
         estimator = estimator_of(row)
         if shown and any(estimator.alone(family) is not None for family in estimator.wanted()):
             finals["importance"] = self._importance(row, size, test, seed)
@@ -338,6 +342,40 @@ class _Wiring:
                 resources="apply" if method.reads == "volumes" else "score",
                 code=(row.target,),
                 seed=seed_of("predict", method.id, test, seed),
+            )
+        )
+
+    def _validated(self, row: Row, size: int | None, seed: int) -> Stage:
+        """Errors on the validation scans of the training site: of a training size those that it has."""
+        method, site = estimator_of(row), self.protocol.train
+        subset = self._subset(size, seed)
+        among: tuple[Part, ...] = ("validation",) if subset is None else ("train", "validation")
+        who = f"{row.name} {site} validation{_sized(size)}{_replicate(seed)}"
+        read = {name: stage for split in among for name, stage in self._read(row, size, site, split, seed).items()}
+        predicted = self.stages.one(
+            Stage(
+                kind="predict",
+                title=f"predict {who}",
+                fn=f"{STAGES}:predict",
+                params={
+                    "method": row.payload(),
+                    "split": "validation",
+                    **({} if subset is None else {"scans": list(subset.validation)}),
+                },
+                needs={"state": self._fit(row, size, seed), **read},
+                resources="apply" if method.reads == "volumes" else "score",
+                code=(row.target,),
+                seed=seed_of("predict", method.id, site, "validation", seed),
+            )
+        )
+        return self.stages.one(
+            Stage(
+                kind="score",
+                title=f"score {who}",
+                fn=f"{STAGES}:score",
+                params={"metrics": sorted({*self.protocol.metrics} & {*ERRORS}), "unit": self.protocol.unit},
+                needs={"predictions": predicted, **{f"ages.{split}": self._ages(site, split) for split in among}},
+                seed=seed_of("score", site, "validation", seed),
             )
         )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -111,6 +113,21 @@ def resolve(document: Document, cache: Path, root: Path | None = None) -> base.B
         "warnings": dataset.warnings(),
     }
     return base.Benchmark(spec, dataset, sites, rows, plan, extra, (*sources, *protocol.tests))
+
+
+def validated(benchmark: base.Benchmark, names: Iterable[str]) -> base.Benchmark:
+    """The same benchmark; cells of the named rows end in "validation" too, the errors on validation scans.
+
+    Raises ValueError for a row that learns from those scans.
+    """
+    names = frozenset(names)
+    for row in benchmark.rows:
+        if row.name in names and estimator_of(row).learns_from_validation():
+            raise ValueError(f"{row.name} learns from validation scans, so errors on them say nothing")
+    protocol = replace(benchmark.extra["protocol"], validated=names)
+    seeds = tuple(benchmark.spec.seeds)
+    plan, shown = build_plan(benchmark.spec.benchmark, benchmark.dataset, benchmark.rows, seeds, protocol)
+    return replace(benchmark, plan=plan, extra={**benchmark.extra, "protocol": protocol, "shown": shown})
 
 
 def _protocol(document: Document, spec: BrainAgeSpec, dataset: Dataset) -> tuple[Protocol | None, list[Problem]]:

@@ -122,9 +122,11 @@ def fit(run: StageRun) -> None:
 
 
 def predict(run: StageRun) -> None:
-    """Predict ages of a split, checked; leaves predictions.json by scan, and who they are."""
+    """Predict ages of a split, or of chosen scans of train and validation, checked; leaves predictions.json by scan,
+    and who they are."""
     method = _estimator(run)
-    data = age_inputs(run, method, (run.params["split"],))
+    among = ("train", "validation") if "scans" in run.params else (run.params["split"],)
+    data = age_inputs(run, method, among, run.params.get("scans"))
     found = check_ages(method.predict(arrays.load_state(run.inputs["state"]), data, _context(run)), len(data.scans))
     rows = [
         {
@@ -221,7 +223,8 @@ def _correlation(values: np.ndarray, ages: np.ndarray) -> float | None:
 def score(run: StageRun) -> None:
     """Records of one method at one test site; leaves records.json and the predictions beside their true ages."""
     rows = json.loads((run.inputs["predictions"] / "predictions.json").read_text())
-    known = json.loads((run.inputs["ages"] / "ages.json").read_text())
+    folders = [folder for name, folder in run.inputs.items() if name.partition(".")[0] == "ages"]
+    known = {scan: age for folder in folders for scan, age in json.loads((folder / "ages.json").read_text()).items()}
     true = np.array([known[row["scan"]] for row in rows], np.float64)
     predicted = np.array([row["predicted"] for row in rows], np.float64)
     wanted, unit = set(run.params["metrics"]), run.params["unit"]

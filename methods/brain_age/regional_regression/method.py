@@ -117,6 +117,9 @@ class RegionalRegression(AgeEstimator):
     def chosen(self, state: State) -> tuple[str, ...]:
         return tuple(Column(family, region).name for family, region in state["columns"])
 
+    def learns_from_validation(self) -> bool:
+        return self.refit_with_validation
+
     def alone(self, family: str) -> AgeEstimator | None:
         """The same regression on all features of that family as they are: neither scaled, selected nor tuned."""
         if family not in self.families:
