@@ -114,9 +114,9 @@ class _Wiring:
     """Stages that the report reads and no cell ends in."""
 
     def cell(self, row: Row, size: int | None, test: str, seed: int, *, shown: bool) -> Cell:
-        finals = {"scores": self._score(row, size, test, seed)}
+        finals = {"scores": self._score(row, size, test, "test", seed)}
         if row.name in self.protocol.validated:
-            finals["validation"] = self._validated(row, size, seed)
+            finals["validation"] = self._score(row, size, self.protocol.train, "validation", seed)
         estimator = estimator_of(row)
         if shown and any(estimator.alone(family) is not None for family in estimator.wanted()):
             finals["importance"] = self._importance(row, size, test, seed)
@@ -330,52 +330,27 @@ class _Wiring:
             )
         )
 
-    def _predict(self, row: Row, size: int | None, test: str, seed: int) -> Stage:
-        method = estimator_of(row)
+    def _scored(self, size: int | None, split: Part, seed: int) -> tuple[tuple[Part, ...], list[str] | None]:
+        """The splits that are read to score one, and which of their scans: a training size has a validation of its own.
+
+        None: all of them.
+        """
+        subset = None if split == "test" else self._subset(size, seed)
+        return ((split,), None) if subset is None else (("train", "validation"), list(subset.validation))
+
+    def _predict(self, row: Row, size: int | None, site: str, split: Part, seed: int) -> Stage:
+        method, (among, scans) = estimator_of(row), self._scored(size, split, seed)
+        read = {name: stage for each in among for name, stage in self._read(row, size, site, each, seed).items()}
         return self.stages.one(
             Stage(
                 kind="predict",
-                title=f"predict {row.name} {test}{_sized(size)}{_replicate(seed)}",
+                title=f"predict {row.name} {_scans(site, split)}{_sized(size)}{_replicate(seed)}",
                 fn=f"{STAGES}:predict",
-                params={"method": row.payload(), "split": "test"},
-                needs={"state": self._fit(row, size, seed), **self._read(row, size, test, "test", seed)},
-                resources="apply" if method.reads == "volumes" else "score",
-                code=(row.target,),
-                seed=seed_of("predict", method.id, test, seed),
-            )
-        )
-
-    def _validated(self, row: Row, size: int | None, seed: int) -> Stage:
-        """Errors on the validation scans of the training site: of a training size those that it has."""
-        method, site = estimator_of(row), self.protocol.train
-        subset = self._subset(size, seed)
-        among: tuple[Part, ...] = ("validation",) if subset is None else ("train", "validation")
-        who = f"{row.name} {site} validation{_sized(size)}{_replicate(seed)}"
-        read = {name: stage for split in among for name, stage in self._read(row, size, site, split, seed).items()}
-        predicted = self.stages.one(
-            Stage(
-                kind="predict",
-                title=f"predict {who}",
-                fn=f"{STAGES}:predict",
-                params={
-                    "method": row.payload(),
-                    "split": "validation",
-                    **({} if subset is None else {"scans": list(subset.validation)}),
-                },
+                params={"method": row.payload(), "split": split, **({} if scans is None else {"scans": scans})},
                 needs={"state": self._fit(row, size, seed), **read},
                 resources="apply" if method.reads == "volumes" else "score",
                 code=(row.target,),
-                seed=seed_of("predict", method.id, site, "validation", seed),
-            )
-        )
-        return self.stages.one(
-            Stage(
-                kind="score",
-                title=f"score {who}",
-                fn=f"{STAGES}:score",
-                params={"metrics": sorted({*self.protocol.metrics} & {*ERRORS}), "unit": self.protocol.unit},
-                needs={"predictions": predicted, **{f"ages.{split}": self._ages(site, split) for split in among}},
-                seed=seed_of("score", site, "validation", seed),
+                seed=seed_of("predict", method.id, _scans(site, split), seed),
             )
         )
 
@@ -398,29 +373,42 @@ class _Wiring:
             )
         )
 
-    def _score(self, row: Row, size: int | None, test: str, seed: int) -> Stage:
-        segmenter = segmenter_of(self.dataset, row, test)
-        overlaps: dict[str, Stage] = {}
-        if segmenter is not None and "dsc" in self.protocol.metrics and self.dataset.labelled(test):
-            maps = self._segmented(segmenter, size, test, "test", seed)
-            true = self.dataset.regions(test, "test")
-            for number, (found, known) in enumerate(zip(maps, true, strict=True)):
-                overlaps[f"overlap.{number}"] = self.stages.one(
-                    Stage(
-                        kind="overlap",
-                        title=found.title.replace("segment", "overlap", 1),
-                        fn=f"{STAGES}:overlap",
-                        needs={"found": found, "true": known},
-                    )
-                )
-        return Stage(
-            kind="score",
-            title=f"score {row.name} {test}{_sized(size)}{_replicate(seed)}",
-            fn=f"{STAGES}:score",
-            params={"metrics": sorted(self.protocol.metrics), "unit": self.protocol.unit},
-            needs={"predictions": self._predict(row, size, test, seed), "ages": self._ages(test, "test"), **overlaps},
-            seed=seed_of("score", test, seed),
+    def _score(self, row: Row, size: int | None, site: str, split: Part, seed: int) -> Stage:
+        among, _ = self._scored(size, split, seed)
+        ages = {"ages" if each == split else f"ages.{each}": self._ages(site, each) for each in among}
+        measured = self.protocol.metrics if split == "test" else {*self.protocol.metrics} & {*ERRORS}
+        return self.stages.one(
+            Stage(
+                kind="score",
+                title=f"score {row.name} {_scans(site, split)}{_sized(size)}{_replicate(seed)}",
+                fn=f"{STAGES}:score",
+                params={"metrics": sorted(measured), "unit": self.protocol.unit},
+                needs={
+                    "predictions": self._predict(row, size, site, split, seed),
+                    **ages,
+                    **(self._overlaps(row, size, site, seed) if split == "test" else {}),
+                },
+                seed=seed_of("score", _scans(site, split), seed),
+            )
         )
+
+    def _overlaps(self, row: Row, size: int | None, test: str, seed: int) -> dict[str, Stage]:
+        """The overlap of label maps that a row's segmenter makes of test scans with their own, by chunk."""
+        segmenter = segmenter_of(self.dataset, row, test)
+        if segmenter is None or "dsc" not in self.protocol.metrics or not self.dataset.labelled(test):
+            return {}
+        maps = self._segmented(segmenter, size, test, "test", seed)
+        return {
+            f"overlap.{number}": self.stages.one(
+                Stage(
+                    kind="overlap",
+                    title=found.title.replace("segment", "overlap", 1),
+                    fn=f"{STAGES}:overlap",
+                    needs={"found": found, "true": known},
+                )
+            )
+            for number, (found, known) in enumerate(zip(maps, self.dataset.regions(test, "test"), strict=True))
+        }
 
 
 def estimator_of(row: Row) -> AgeEstimator:
@@ -428,6 +416,11 @@ def estimator_of(row: Row) -> AgeEstimator:
     method: Method = row.method
     assert isinstance(method, AgeEstimator)
     return method
+
+
+def _scans(site: str, split: Part) -> str:
+    """Which scans a title means: those of test unless it says so."""
+    return site if split == "test" else f"{site} {split}"
 
 
 def _sized(size: int | None) -> str:
