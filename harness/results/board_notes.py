@@ -64,9 +64,10 @@ def choice(info: RunInfo, ages: AgeTables | None) -> str:
         return ""
     metric = METRICS[info.sweep.objective.metric].in_unit(ages.unit if ages else "weeks")
     there, here = metric.text(best.objective), f"{metric.text(best.test)} {metric.shown_unit}".strip()
+    over = ", means over training sizes" if ages and len(ages.sources) > 1 else ""
     return (
         f"Chosen on validation scans, of {len(info.sweep.trials)} trials: {best.name} ({metric.name} {there} there, "
-        f"{here} on test scans); a trial that leads by test scans alone was not chosen"
+        f"{here} on test scans{over}); a trial that leads by test scans alone was not chosen"
     )
 
 

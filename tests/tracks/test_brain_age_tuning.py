@@ -178,6 +178,7 @@ def test_the_report_says_what_was_chosen_and_shows_test_scans_in_its_tables(done
     for row in board.rows:
         assert row.scores["mae"].mean == pytest.approx(errors(done, "scores", "all", row.method)[1], rel=1e-12)
     assert board.chosen.startswith(f"Chosen on validation scans, of {len(ALPHAS)} trials: {best} (MAE ")
+    assert "on test scans, means over training sizes)" in board.chosen
     assert any(note.startswith("chosen on validation scans") for note in board.notes)
     text = (folder / "report.html").read_text()
     assert board.chosen in text
