@@ -50,7 +50,10 @@ class Protocol:
     repeats: int
     unit: str
     validated: frozenset[str] = frozenset()
-    """Rows whose cells also end in "validation": the errors on the scans that a search may choose by."""
+    """Rows whose cells also end in "validation": the errors on the scans that a search may choose by.
+
+    Their importance is left out: it costs many times a fit, and most of them are not chosen.
+    """
 
     @property
     def largest(self) -> int | None:
@@ -115,10 +118,11 @@ class _Wiring:
 
     def cell(self, row: Row, size: int | None, test: str, seed: int, *, shown: bool) -> Cell:
         finals = {"scores": self._score(row, size, test, "test", seed)}
-        if row.name in self.protocol.validated:
+        compared = row.name in self.protocol.validated
+        if compared:
             finals["validation"] = self._score(row, size, self.protocol.train, "validation", seed)
         estimator = estimator_of(row)
-        if shown and any(estimator.alone(family) is not None for family in estimator.wanted()):
+        if shown and not compared and any(estimator.alone(family) is not None for family in estimator.wanted()):
             finals["importance"] = self._importance(row, size, test, seed)
         if shown and self.dataset.card.volumes is not None and self.dataset.labelled(test):
             # The first chunk alone: one head is shown.
