@@ -141,7 +141,7 @@ def test_bad_trials_are_stopped_and_a_failing_one_fails_alone(tmp_path: Path, pl
     answer = run(tmp_path, "--tracking", "none", code=1, PYTHONPATH=plugin)
     states = {trial["config"]["factor"]: trial["state"] for trial in answer["trials"]}
     assert states == {1.0: "finished", 0.1: "stopped", 0.2: "stopped", 0.9: "finished", -1.0: "failed"}
-    assert answer["objective"] == {"metric": "wasserstein", "mode": "min"}
+    assert answer["objective"] == {"metric": "wasserstein", "mode": "min", "split": "test"}
     assert answer["best"] in ("shade factor=1.0", "shade factor=0.9")
     assert (answer["failed"], answer["blocked"]) == (2, 2), "the applies of one trial, and their scores"
     assert not any(title.startswith("apply shade factor=0.1 KKI→") for title in titles(tmp_path))
