@@ -214,6 +214,14 @@ def test_searches_choose_on_validation_scans_beside_the_defaults(file: Path, tmp
     assert file.stem == f"brain_age_{sweep.spec.method}"
 
 
+def test_the_file_in_the_guide_is_one(tmp_path: Path) -> None:
+    text = (tiny.REPO / "docs" / "sweeps.md").read_text().partition("```yaml\n")[2].partition("```")[0]
+    (tmp_path / "rates.yaml").write_text(text.replace("../benchmarks", str(tiny.REPO / "benchmarks")))
+    sweep = load(tmp_path / "rates.yaml", [], cache=tmp_path)
+    assert len(sweep.trials) == 3 * 5
+    assert {row.name for row in sweep.benchmark.rows} == {"none", "histogram_matching", *(t.name for t in sweep.trials)}
+
+
 def test_defaults_are_what_the_base_has(tmp_path: Path) -> None:
     folder = tiny.REPO / "benchmarks" / "ablations"
     assert load(folder / "margin.yaml", [], cache=tmp_path).defaults == {"guidance.margin": 5.0}
