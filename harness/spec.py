@@ -16,7 +16,11 @@ TRACKS = {
     "brain_age": "harness.tracks.brain_age",
     "cross_site": "harness.tracks.cross_site",
 }
-"""Evaluation protocols: the value of `track:` → the package with spec.resolve, collect.records and collect.exhibit."""
+"""Evaluation protocols: the value of `track:` → the package with spec.resolve, collect.records and collect.exhibit.
+
+A track may also have spec.validated (sweeps can compare its rows on validation scans) and collect.cell_means (its
+leaderboard's means are not over subjects).
+"""
 
 
 def load(path: str | Path, overrides: Iterable[str] = (), *, cache: Path, root: Path | None = None) -> Benchmark:

@@ -52,7 +52,7 @@ def objectives(
 
     split: whose scores; those of validation scans take the place of the test scans'.
     """
-    from harness.results import age_entries, aggregate, records
+    from harness.results import aggregate, records
 
     track = import_module(f"{TRACKS[benchmark.spec.track]}.collect")
     spec = benchmark.spec.model_copy(update={"metrics": [metric]})
@@ -61,8 +61,7 @@ def objectives(
     part = replace(benchmark, spec=spec, plan=Plan(benchmark.plan.benchmark, (), tuple(cells)))
     table = records.to_frame(records.Record(**row) for row in track.records(part, store, failures))
     table = records.of_processing(table, benchmark.extra.get("processing", ()))
-    of_ages = benchmark.spec.track == "brain_age"
-    means = aggregate.means_of(age_entries.cell_means(table) if of_ages else aggregate.cell_means(table))
+    means = aggregate.means_of(getattr(track, "cell_means", aggregate.cell_means)(table))
     return {row["method"]: row["mean"] for row in means.iter_rows(named=True)}
 
 

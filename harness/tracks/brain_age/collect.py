@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 
 from harness import registry
 from harness.engine.executor import Failure
@@ -20,7 +21,7 @@ from harness.metrics.catalogue import METRICS
 from harness.results.ages import AtlasSlice, Correlation, FeatureValue, Importance, Prediction
 from harness.tracks import curves as logged
 from harness.tracks.base import Benchmark, head_of
-from harness.tracks.brain_age.plan import SEGMENTATION, Protocol, segmenter_of
+from harness.tracks.brain_age.protocol import SEGMENTATION, Protocol, segmenter_of
 
 Row = dict[str, Any]
 Failures = Mapping[str, Failure]
@@ -51,6 +52,13 @@ def _segmented(benchmark: Benchmark, cell: Cell) -> bool:
     """Whether the cell's row makes label maps of its own, of scans that have true ones."""
     row = next(row for row in benchmark.rows if row.name == cell.method)
     return benchmark.dataset.labelled(cell.target) and segmenter_of(benchmark.dataset, row, cell.target) is not None
+
+
+def cell_means(table: pl.DataFrame) -> pl.DataFrame:
+    """One value per cell of long records, as this track's leaderboard takes it: errors are means over scans."""
+    from harness.results import age_entries
+
+    return age_entries.cell_means(table)
 
 
 def exhibit(benchmark: Benchmark, store: Store, failures: Failures, folder: Path) -> None:

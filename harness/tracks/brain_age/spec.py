@@ -16,12 +16,12 @@ from harness.problems import Problem, did_you_mean
 from harness.tracks import base
 from harness.tracks.base import Row
 from harness.tracks.brain_age.importance import REPEATS
-from harness.tracks.brain_age.plan import (
+from harness.tracks.brain_age.plan import build_plan
+from harness.tracks.brain_age.protocol import (
     ERRORS,
     MEASURED,
     SEGMENTATION,
     Protocol,
-    build_plan,
     estimator_of,
     segmenter_of,
     source_of,
